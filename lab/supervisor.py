@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The daemon behind a lab: it owns the processes, injects the faults and answers on the control port."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lab import faults as catalogue
+from lab.control import build_control_server
+from lab.faults import CLIENTS, FAULTS, KYRODB_IMAGE, KYRODB_TEXT, PROCESSES, VRITTI, Fault
+from lab.kyrodb.protocol import compile_descriptors
+from lab.layout import HOST, IMAGE_DIMENSION, TEXT_DIMENSION, Layout, Options, Ports, write_inventory, write_private
+from lab.processes import Child
+from lab.seed import seed_customers
+from lab.tls import create_certificates
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_READY_SECONDS = 20.0
+# Longer than the pause after which Vritti's channels try a returned instance again.
+_RECONNECT_SECONDS = 0.6
+_OUTAGE_PROBES = 5
+_MAX_LOG_BYTES = 32 * 1024 * 1024
+_KEPT_LOG_BYTES = 4 * 1024 * 1024
+_LOG_CHECK_SECONDS = 10.0
+_SPIKES = {"traffic-spike": "spike", "rate-limited": "rate-limited"}
+
+T = TypeVar("T")
+
+
+class UnknownProcessError(Exception):
+    """A process that the lab does not have."""
+
+
+class AlreadyRunningError(Exception):
+    """Another supervisor holds the lock of this data directory."""
+
+
+class Supervisor:
+    """All changes run on one thread, one after the other."""
+
+    def __init__(self, layout: Layout, options: Options) -> None:
+        self.layout = layout
+        self.options = options
+        self.ports = Ports.above(options.base_port)
+        self.state = "starting"
+        self.message = ""
+        self._admin_api_key = secrets.token_hex(24)
+        self._active: dict[str, list[str]] = {}
+        # An outage may have opened Vritti's breaker; only a new process is surely without it.
+        self._breaker_suspect = False
+        self._lock_file = layout.lock.open("a")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyRunningError from error
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="changes")
+        self.children = {child.name: child for child in self._build_children()}
+        self._extra: dict[str, Child] = {}
+
+    def run(self) -> None:
+        """Serve until a signal asks to stop."""
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        control = build_control_server(self, HOST, self.ports.control)
+        threading.Thread(target=control.serve_forever, daemon=True).start()
+        self._worker.submit(self._start_lab)
+        while not stop.wait(_LOG_CHECK_SECONDS):
+            self._worker.submit(self._cut_logs)
+        control.shutdown()
+        self.state = "stopping"
+        self._do(self._stop_all)
+        self._worker.shutdown()
+        self.layout.state.unlink(missing_ok=True)
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "state": self.state,
+            "message": self.message,
+            "data_dir": str(self.layout.root),
+            "inventory": str(self.layout.inventory),
+            "supervisor_pid": os.getpid(),
+            "options": self._public_options(),
+            "ports": asdict(self.ports),
+            "processes": {
+                child.name: {
+                    "state": child.state,
+                    "pid": child.pid,
+                    "returncode": child.returncode,
+                    "argv": child.argv,
+                    "log": str(child.log),
+                }
+                for child in [*self.children.values(), *self._extra.values()]
+            },
+            "faults": sorted(self._active),
+        }
+
+    def fault_table(self) -> list[dict[str, Any]]:
+        active = dict(self._active)
+        return [
+            {
+                "service": fault.service,
+                "name": fault.name,
+                "active": fault.name in active,
+                "cured_by_restart_of": list(fault.processes) if fault.cured_by_restart else [],
+                "what": fault.what,
+            }
+            for fault in FAULTS
+        ]
+
+    def break_fault(self, service: str, name: str) -> str:
+        fault = catalogue.find(service, name)
+        return self._do(lambda: self._break(fault))
+
+    def heal_fault(self, service: str, name: str) -> str:
+        fault = catalogue.find(service, name)
+        return self._do(lambda: self._heal(fault))
+
+    def heal_all(self, service: str | None = None) -> str:
+        if service is not None:
+            catalogue.check_service(service)
+        return self._do(self._heal_all)
+
+    def restart_process(self, name: str) -> str:
+        if name not in self.children:
+            raise UnknownProcessError(f"The lab has no process {name!r}; it has {', '.join(PROCESSES)}.")
+        return self._do(lambda: self._restart(name))
+
+    def _do(self, change: Callable[[], T]) -> T:
+        return self._worker.submit(change).result()
+
+    # From here on everything runs on the worker's thread.
+
+    def _start_lab(self) -> None:
+        try:
+            self._prepare()
+            for name in (KYRODB_TEXT, KYRODB_IMAGE, VRITTI):
+                self.children[name].start()
+            # Vritti spends its first second importing: time enough to create its customers.
+            seed_customers(self.layout, self.options.vritti)
+            problems = [self._await_answer(name) for name in (KYRODB_TEXT, KYRODB_IMAGE, VRITTI)]
+            if self.options.traffic > 0:
+                self.children[CLIENTS].start()
+            self.message = " ".join(problem for problem in problems if problem)
+            self.state = "degraded" if self.message else "ready"
+            self._write_state()
+        except Exception as error:  # noqa: BLE001 -- whatever it was, `up` has to report it
+            self.message = f"The lab could not start: {error}"
+            self.state = "failed"
+        print(f"{self.state} {self.message}", flush=True)
+
+    def _prepare(self) -> None:
+        layout, options = self.layout, self.options
+        (layout.vritti / "data").mkdir(parents=True, exist_ok=True)
+        # A deployment has this module in its working directory; uvicorn is started with its name.
+        (layout.vritti / "src").mkdir(exist_ok=True)
+        (layout.vritti / "src" / "main.py").write_text("from lab.vritti.app import app as app\n", encoding="utf-8")
+        for child in self.children.values():
+            # What an earlier lab logged is no evidence about this one.
+            child.log.unlink(missing_ok=True)
+        catalogue.write_active(layout.faults, self._active)
+        compile_descriptors(layout.descriptors)
+        if options.kyrodb_tls:
+            shutil.rmtree(layout.tls, ignore_errors=True)
+            create_certificates(layout.tls)
+        self._write_kyrodb_config("text", self.ports.kyrodb_text, TEXT_DIMENSION)
+        self._write_kyrodb_config("image", self.ports.kyrodb_image, IMAGE_DIMENSION)
+        write_inventory(layout, options, self.ports, self._admin_api_key)
+        self._write_state()
+
+    def _write_kyrodb_config(self, instance: str, port: int, dimension: int) -> None:
+        directory = self.layout.kyrodb(instance)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "kyrodb_config.toml"
+        quoted = json.dumps
+        sections = [
+            f"[server]\nhost = {quoted(HOST)}\nport = {port}\n",
+            f"[hnsw]\ndimension = {dimension}\n",
+            f"[persistence]\ndata_dir = {quoted(str(directory / 'data'))}\n",
+        ]
+        if self.options.kyrodb_tls:
+            certificate, key = str(self.layout.tls / "server.crt"), str(self.layout.tls / "server.key")
+            sections.append(
+                f"[server.tls]\nenabled = true\ncert_path = {quoted(certificate)}\nkey_path = {quoted(key)}\n"
+            )
+        if self.options.kyrodb_api_key is not None:
+            keys = directory / "api_keys.yaml"
+            entry = {"key": self.options.kyrodb_api_key, "tenant_id": "lab", "tenant_name": "Lab", "enabled": True}
+            write_private(keys, json.dumps({"api_keys": [entry]}) + "\n")
+            sections.append(f"[auth]\nenabled = true\napi_keys_file = {quoted(str(keys))}\n")
+        path.write_text("\n".join(sections), encoding="utf-8")
+
+    def _build_children(self) -> list[Child]:
+        layout, ports, options = self.layout, self.ports, self.options
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH")))),
+            "PYTHONUNBUFFERED": "1",
+            "LAB_FAULTS_FILE": str(layout.faults),
+            "LAB_KYRODB_DESCRIPTORS": str(layout.descriptors),
+        }
+        # A proxy of the surroundings is not for the loopback interface.
+        for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
+            environment.pop(name, None)
+            environment.pop(name.upper(), None)
+        vritti_environment = {
+            **environment,
+            "LAB_VRITTI_LINE": options.vritti,
+            "KYRODB_TEXT_HOST": HOST,
+            "KYRODB_TEXT_PORT": str(ports.kyrodb_text),
+            "KYRODB_IMAGE_HOST": HOST,
+            "KYRODB_IMAGE_PORT": str(ports.kyrodb_image),
+            "ADMIN_API_KEY": self._admin_api_key,
+            "LLM_OPENROUTER_API_KEY": "sk-or-lab-0123456789abcdef" if options.llm else "",
+        }
+        if options.kyrodb_tls:
+            vritti_environment |= {"KYRODB_ENABLE_TLS": "true", "KYRODB_TLS_CA_CERT_PATH": str(layout.tls_ca)}
+        vritti = [sys.executable, "-m", "uvicorn", "src.main:app", "--host", HOST, "--port", str(ports.vritti)]
+        # Without a limit, requests that wait for a KyroDB that hangs would keep the process for minutes.
+        vritti += ["--timeout-graceful-shutdown", "3"]
+        clients = self._client_argv("regular", str(options.traffic))
+        return [
+            self._kyrodb_child("text", ports.kyrodb_text, environment),
+            self._kyrodb_child("image", ports.kyrodb_image, environment),
+            Child(VRITTI, vritti, layout.vritti, vritti_environment, layout.vritti_log),
+            Child(CLIENTS, clients, layout.root, environment, layout.clients_log),
+        ]
+
+    def _kyrodb_child(self, instance: str, port: int, environment: dict[str, str]) -> Child:
+        directory = self.layout.kyrodb(instance)
+        name = f"kyrodb-{instance}"
+        argv = [sys.executable, "-m", "lab.kyrodb.kyrodb_server", "--config", str(directory / "kyrodb_config.toml")]
+        argv += ["--port", str(port), "--data-dir", str(directory / "data")]
+        directory.mkdir(parents=True, exist_ok=True)
+        return Child(name, argv, directory, {**environment, "LAB_PROCESS": name}, directory / "kyrodb.log")
+
+    def _client_argv(self, kind: str, *rest: str) -> list[str]:
+        url = f"http://{HOST}:{self.ports.vritti}"
+        return [sys.executable, "-m", "lab.clients", kind, url, str(self.layout.keys), *rest]
+
+    def _await_answer(self, name: str) -> str | None:
+        """Wait until a process answers; a sentence when it does not."""
+        child = self.children[name]
+        url = {
+            KYRODB_TEXT: f"http://{HOST}:{self.ports.kyrodb_text_http}/health",
+            KYRODB_IMAGE: f"http://{HOST}:{self.ports.kyrodb_image_http}/health",
+            # Of Vritti's health routes the only one that does not call KyroDB, where failures would count.
+            VRITTI: f"http://{HOST}:{self.ports.vritti}/health/liveness",
+        }.get(name)
+        if url is None:
+            return None
+        end = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < end:
+            if child.returncode is not None:
+                return self._exit_sentence(child)
+            if _answers(url):
+                return None
+            time.sleep(0.03)
+        return f"{name} does not answer after {_READY_SECONDS:.0f} seconds; see {child.log}."
+
+    def _exit_sentence(self, child: Child) -> str:
+        sentence = f"{child.name} exited with status {child.returncode}; see {child.log}."
+        reason = _last_startup_failure(child.log) if child.name == VRITTI else None
+        if reason is not None:
+            sentence = f"{child.name} exited with status {child.returncode}: {reason}."
+        if child.name == VRITTI and self.options.kyrodb_api_key is not None:
+            sentence += " Its client never sends an API key, so it cannot work with a KyroDB that asks for one;"
+            sentence += " the KyroDB instances are up."
+        return sentence
+
+    def _start(self, name: str) -> str | None:
+        child = self.children[name]
+        child.start()
+        self._cure(name)
+        if name == VRITTI:
+            self._breaker_suspect = False
+        problem = self._await_answer(name)
+        self._write_state()
+        return problem
+
+    def _restart(self, name: str) -> str:
+        self.children[name].stop()
+        problem = self._start(name)
+        if name != VRITTI and self.children[VRITTI].pid is None:
+            return problem or f"{name} restarted. vritti does not run."
+        return problem or f"{name} restarted."
+
+    def _cure(self, process: str) -> None:
+        """A new process is free of what its predecessor suffered from, where a restart is a cure."""
+        for fault in FAULTS:
+            if fault.cured_by_restart and process in self._active.get(fault.name, []):
+                self._active[fault.name].remove(process)
+                if not self._active[fault.name]:
+                    del self._active[fault.name]
+        self._publish()
+
+    def _publish(self) -> None:
+        catalogue.write_active(self.layout.faults, self._active)
+
+    def _break(self, fault: Fault) -> str:
+        if fault.name in self._active:
+            return f"{fault.service} {fault.name} is already active."
+        for child in self.children.values():
+            if child.pid is None and child.name in fault.processes and fault.how != catalogue.STOP:
+                return f"{fault.name} needs {child.name}, which does not run; restart it first."
+        if fault.how == catalogue.STUCK_BREAKER:
+            problem = self._stick_breaker()
+            if problem is not None:
+                return problem
+        elif fault.how == catalogue.CLIENT:
+            argv = self._client_argv(_SPIKES[fault.name])
+            template = self.children[CLIENTS]
+            extra = Child(fault.name, argv, self.layout.root, template.environment, self.layout.clients_log)
+            self._extra[fault.name] = extra
+            extra.start()
+        for name in fault.processes:
+            if fault.how == catalogue.STOP:
+                self.children[name].stop()
+            elif fault.how == catalogue.PAUSE:
+                self.children[name].pause()
+        self._breaker_suspect = self._breaker_suspect or fault.opens_breaker
+        self._active[fault.name] = list(fault.processes)
+        self._publish()
+        if fault.how == catalogue.RESTART_WITH_FLAG:
+            for name in fault.processes:
+                self._restart(name)
+        self._write_state()
+        return f"{fault.service} {fault.name}: {fault.what}."
+
+    def _heal(self, fault: Fault) -> str:
+        if fault.name not in self._active:
+            return f"{fault.service} {fault.name} is not active."
+        affected = self._active.pop(fault.name)
+        self._publish()
+        problems = []
+        if fault.how == catalogue.CLIENT:
+            self._extra.pop(fault.name).stop()
+        for name in affected:
+            if fault.how == catalogue.STOP:
+                problems.append(self._start(name))
+            elif fault.how == catalogue.PAUSE:
+                self.children[name].resume()
+            elif fault.how in (catalogue.STUCK_BREAKER, catalogue.RESTART_WITH_FLAG):
+                self.children[name].stop()
+                problems.append(self._start(name))
+        if fault.opens_breaker:
+            time.sleep(_RECONNECT_SECONDS)
+        self._write_state()
+        sentences = [problem for problem in problems if problem] or [f"{fault.service} {fault.name} healed."]
+        if fault.opens_breaker:
+            sentences.append("Vritti's circuit breaker may have opened meanwhile: only `restart vritti` closes it.")
+        return " ".join(sentences)
+
+    def _heal_all(self) -> str:
+        """Back to a lab as it was after `up`: unlike healing one fault, this includes what faults left behind."""
+        healed = []
+        for fault in FAULTS:
+            if fault.name in self._active:
+                healed.append(fault.name)
+                self._heal(fault)
+        problems = []
+        names = [name for name in PROCESSES if name != CLIENTS or self.options.traffic > 0]
+        for name in names:
+            if self.children[name].pid is None:
+                healed.append(name)
+                problems.append(self._start(name))
+        if self._breaker_suspect:
+            healed.append("the circuit breaker (vritti restarted)")
+            self.children[VRITTI].stop()
+            problems.append(self._start(VRITTI))
+        sentences = [f"Healed: {', '.join(healed)}." if healed else "Nothing to heal."]
+        return " ".join(sentences + [problem for problem in problems if problem])
+
+    def _stick_breaker(self) -> str | None:
+        """Cause what the fault is named after: an outage, five failures, and KyroDB's return."""
+        for name in (KYRODB_TEXT, KYRODB_IMAGE):
+            self.children[name].stop()
+        for _probe in range(_OUTAGE_PROBES):
+            # Two Health calls each, and each that fails counts.
+            _answers(f"http://{HOST}:{self.ports.vritti}/health/readiness")
+        problems = [self._start(name) for name in (KYRODB_TEXT, KYRODB_IMAGE)]
+        time.sleep(_RECONNECT_SECONDS)
+        return " ".join(problem for problem in problems if problem) or None
+
+    def _stop_all(self) -> None:
+        children = [*self._extra.values(), *(self.children[name] for name in (CLIENTS, VRITTI))]
+        children += [self.children[name] for name in (KYRODB_TEXT, KYRODB_IMAGE)]
+        with ThreadPoolExecutor(max_workers=len(children)) as pool:
+            list(pool.map(Child.stop, children))
+
+    def _cut_logs(self) -> None:
+        """Keep the end of a log that has grown too long, as a log rotation that copies and truncates would."""
+        for path in {child.log for child in self.children.values()}:
+            try:
+                if path.stat().st_size <= _MAX_LOG_BYTES:
+                    continue
+                with path.open("r+b") as file:
+                    file.seek(-_KEPT_LOG_BYTES, os.SEEK_END)
+                    file.readline()
+                    kept = file.read()
+                    file.seek(0)
+                    file.truncate()
+                    file.write(kept)
+            except OSError as error:
+                print(f"cannot cut {path}: {error}", flush=True)
+
+    def _public_options(self) -> dict[str, Any]:
+        options = asdict(self.options)
+        options["kyrodb_api_key"] = self.options.kyrodb_api_key is not None
+        return options
+
+    def _write_state(self) -> None:
+        state = {
+            "options": self._public_options(),
+            "ports": asdict(self.ports),
+            "control_url": f"http://{HOST}:{self.ports.control}",
+            "supervisor_pid": os.getpid(),
+            "pids": {name: child.pid for name, child in self.children.items()},
+        }
+        write_private(self.layout.state, json.dumps(state, indent=2) + "\n")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10):
+            return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        return True
+    except OSError:
+        return False
+
+
+def _last_startup_failure(log: Path) -> str | None:
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 100_000))
+            found: list[bytes] = re.findall(rb"Startup failed: ([^\"\n]+)", file.read())
+    except OSError:
+        return None
+    return found[-1].decode(errors="replace").rstrip(".") if found else None
+
+
+def main(root: Path, options: Options) -> int:
+    try:
+        Supervisor(Layout(root), options).run()
+    except AlreadyRunningError:
+        print("A lab already runs on this data directory.", flush=True)
+        return 1
+    except OSError as error:
+        print(f"The lab could not start: {error}", flush=True)
+        return 1
+    return 0

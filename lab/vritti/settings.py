@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Vritti's settings, from the process environment under the names that the real service uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+V010 = "v0.1.0"
+HEAD = "head"
+LINES = (V010, HEAD)
+VERSION = "0.1.0"
+DEFAULT_DATABASE = "./data/customers.db"
+
+_PLACEHOLDERS = ("admin", "test", "dummy", "example", "your-api-key-here")
+_LLM_PLACEHOLDERS = ("your-api-key-here", "example", "dummy")
+MIN_ADMIN_KEY_LENGTH = 32
+V010_DEFAULT_ADMIN_SECRET = "admin_secret_change_me"
+
+
+@dataclass(frozen=True)
+class Settings:
+    line: str
+    text_address: str
+    image_address: str
+    tls: bool
+    tls_ca_path: str | None
+    request_timeout: float
+    admin_api_key: str | None
+    llm_api_key: str
+    require_llm: bool
+    customers_db: str
+    health_cache_ttl: float
+    latency_warning_ms: float
+    latency_error_ms: float
+    slow_warning_ms: float
+    slow_error_ms: float
+    key_cache_ttl: float
+    environment: str
+    doc_id_block: int
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def is_head(self) -> bool:
+        return self.line == HEAD
+
+
+def _flag(value: str) -> bool:
+    return value.strip().lower() in ("1", "true", "yes", "on")
+
+
+def load(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings; what is wrong with them is in `warnings`."""
+
+    def number(name: str, default: float) -> float:
+        return float(environment.get(name, default))
+
+    line = environment.get("LAB_VRITTI_LINE", V010)
+    warnings = []
+    admin_key: str | None = environment.get("ADMIN_API_KEY") or None
+    if admin_key is not None and any(word in admin_key.lower() for word in _PLACEHOLDERS):
+        warnings.append("ADMIN_API_KEY looks like a placeholder and is ignored")
+        admin_key = None
+    elif admin_key is not None and len(admin_key) < MIN_ADMIN_KEY_LENGTH:
+        warnings.append(f"ADMIN_API_KEY is shorter than {MIN_ADMIN_KEY_LENGTH} characters")
+    llm_key = environment.get("LLM_OPENROUTER_API_KEY", "")
+    if any(word in llm_key for word in _LLM_PLACEHOLDERS):
+        llm_key = ""
+    if not llm_key:
+        warnings.append("LLM_OPENROUTER_API_KEY is not set, reflections are disabled")
+    head = line == HEAD
+    text_host = environment.get("KYRODB_TEXT_HOST", "localhost")
+    text_port = environment.get("KYRODB_TEXT_PORT", "50051")
+    image_host = environment.get("KYRODB_IMAGE_HOST", "localhost")
+    image_port = environment.get("KYRODB_IMAGE_PORT", "50052")
+    # Where v0.1.0 keeps its database cannot be configured.
+    database = environment.get("STORAGE_CUSTOMER_DB_PATH", DEFAULT_DATABASE) if head else DEFAULT_DATABASE
+    return Settings(
+        line=line,
+        text_address=f"{text_host}:{text_port}",
+        image_address=f"{image_host}:{image_port}",
+        tls=_flag(environment.get("KYRODB_ENABLE_TLS", "false")),
+        tls_ca_path=environment.get("KYRODB_TLS_CA_CERT_PATH") or None,
+        request_timeout=number("KYRODB_REQUEST_TIMEOUT_SECONDS", 60),
+        admin_api_key=admin_key,
+        llm_api_key=llm_key,
+        require_llm=_flag(environment.get("SERVICE_REQUIRE_LLM_REFLECTION", "true")),
+        customers_db=database,
+        health_cache_ttl=number("HEALTH_CACHE_TTL_SECONDS", 5),
+        latency_warning_ms=number("HEALTH_KYRODB_LATENCY_WARNING_MS", 100),
+        latency_error_ms=number("HEALTH_KYRODB_LATENCY_ERROR_MS", 500),
+        slow_warning_ms=number("LOGGING_SLOW_REQUEST_WARNING_MS", 100),
+        slow_error_ms=number("LOGGING_SLOW_REQUEST_ERROR_MS", 500),
+        key_cache_ttl=number("AUTH_API_KEY_CACHE_TTL_SECONDS", 300) if head else 300.0,
+        environment=environment.get("LOGGING_ENVIRONMENT", "development"),
+        doc_id_block=int(number("STORAGE_DOC_ID_BLOCK_SIZE", 256)),
+        warnings=warnings,
+    )

@@ -1,0 +1,160 @@
+# Copyright (c) oncall.runbooks maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: oncall
+type: stdout
+short_description: One table per host instead of a log of tasks
+version_added: "0.1.0"
+author:
+  - oncall.runbooks maintainers (@oncall)
+description:
+  - Prints the diagnosis of every host at the end of the run, the worst first, and what to type next. The severity is in colour on a terminal.
+  - In between it prints what M(ansible.builtin.debug) says and what fails, in one line each. With C(-v) Ansible's own output comes back too.
+extends_documentation_fragment:
+  - default_callback
+  - result_format_callback
+requirements:
+  - Set it as C(stdout_callback).
+"""
+
+import sys
+import typing as t
+
+from ansible import constants as C
+from ansible.plugins.callback.default import CallbackModule as Default
+from ansible.utils.color import stringc
+
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.command import again
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import SCHEMA
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.render import WIDTH, render
+
+COLOURS = {
+    "critical": "bright red",
+    "high": "red",
+    "medium": "yellow",
+    "low": "cyan",
+    "unknown": "bright purple",
+    "healthy": "green",
+    "ok": "green",
+}
+ORDER = ("critical", "degraded", "unknown", "healthy")
+
+
+class CallbackModule(Default):
+    """Ansible's default output when verbose; the answer alone otherwise."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "stdout"
+    CALLBACK_NAME = "oncall.runbooks.oncall"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._diagnoses: dict[str, tuple[dict[str, t.Any], str | None]] = {}
+        self._said: set[str] = set()
+
+    @property
+    def _quiet(self) -> bool:
+        return self._display.verbosity == 0
+
+    def _line(self, text: str, color: str | None = None) -> None:
+        # A message for every host of a run, such as a refused tag, is said once.
+        if text not in self._said:
+            self._said.add(text)
+            self._display.display(text, color=color)
+
+    def _keep(self, result: t.Any) -> bool:
+        diagnosis = result.result.get("diagnosis")
+        if isinstance(diagnosis, dict) and diagnosis.get("schema") == SCHEMA:
+            self._diagnoses[str(diagnosis["host"])] = (diagnosis, result.result.get("report"))
+            return True
+        return False
+
+    def v2_playbook_on_play_start(self, play: t.Any) -> None:
+        if not self._quiet:
+            super().v2_playbook_on_play_start(play)
+
+    def v2_playbook_on_task_start(self, task: t.Any, is_conditional: bool) -> None:
+        if not self._quiet:
+            super().v2_playbook_on_task_start(task, is_conditional)
+
+    def v2_playbook_on_handler_task_start(self, task: t.Any) -> None:
+        if not self._quiet:
+            super().v2_playbook_on_handler_task_start(task)
+
+    def v2_playbook_on_cleanup_task_start(self, task: t.Any) -> None:
+        if not self._quiet:
+            super().v2_playbook_on_cleanup_task_start(task)
+
+    def v2_runner_on_start(self, host: t.Any, task: t.Any) -> None:
+        if not self._quiet:
+            super().v2_runner_on_start(host, task)
+
+    def v2_playbook_on_include(self, included_file: t.Any) -> None:
+        if not self._quiet:
+            super().v2_playbook_on_include(included_file)
+
+    def v2_runner_on_skipped(self, result: t.Any) -> None:
+        if not self._quiet:
+            super().v2_runner_on_skipped(result)
+
+    def v2_runner_on_ok(self, result: t.Any) -> None:
+        self._keep(result)
+        if not self._quiet:
+            super().v2_runner_on_ok(result)
+        elif result.task.resolved_action == "ansible.builtin.debug" and "msg" in result.result:
+            said = result.result["msg"]
+            for text in said if isinstance(said, list) else [said]:
+                self._line(str(text))
+
+    def v2_runner_on_failed(self, result: t.Any, ignore_errors: bool = False) -> None:
+        kept = self._keep(result)
+        if not self._quiet:
+            super().v2_runner_on_failed(result, ignore_errors)
+        elif not ignore_errors:
+            message = str(result.result.get("msg") or "it failed without a message")
+            # A failure that is about the run, not about one host, needs no host's name.
+            where = "" if result.task.run_once else f"{result.host.get_name()}: "
+            self._line(f"{'' if kept else 'ERROR: '}{where}{message}", color=C.COLOR_ERROR)
+
+    def v2_runner_on_unreachable(self, result: t.Any) -> None:
+        kept = self._keep(result)
+        if not self._quiet:
+            super().v2_runner_on_unreachable(result)
+        elif not kept:
+            self._line(f"UNREACHABLE: {result.host.get_name()}: {result.result.get('msg')}", color=C.COLOR_UNREACHABLE)
+
+    def v2_runner_item_on_ok(self, result: t.Any) -> None:
+        if not self._quiet:
+            super().v2_runner_item_on_ok(result)
+
+    def v2_runner_item_on_skipped(self, result: t.Any) -> None:
+        if not self._quiet:
+            super().v2_runner_item_on_skipped(result)
+
+    def v2_playbook_on_stats(self, stats: t.Any) -> None:
+        if not self._quiet or not self._diagnoses:
+            super().v2_playbook_on_stats(stats)
+        if not self._diagnoses:
+            return
+        width = self._display.columns if sys.stdout.isatty() else WIDTH
+        ranked = sorted(self._diagnoses.values(), key=lambda pair: (ORDER.index(pair[0]["status"]), pair[0]["label"] or "", pair[0]["host"]))
+        if len(ranked) > 1:
+            counts = [(status, sum(1 for diagnosis, _report in ranked if diagnosis["status"] == status)) for status in ORDER]
+            self._display.display(f"{len(ranked)} hosts: " + ", ".join(f"{count} {status}" for status, count in counts if count))
+        for diagnosis, _report in ranked:
+            self._display.display("\n".join(["", *render(diagnosis, width, _paint)]) if len(ranked) > 1 else "\n".join(render(diagnosis, width, _paint)))
+        reports = [report for _diagnosis, report in ranked if report]
+        self._display.display("")
+        if reports:
+            self._display.display(f"  Report: {reports[0]}{f' and {len(reports) - 1} beside it' if len(reports) > 1 else ''}")
+        command = again("diagnose")
+        if command:
+            self._display.display(f"  Again:  {command}")
+
+
+def _paint(text: str, kind: str) -> str:
+    return stringc(text, COLOURS[kind]) if kind in COLOURS else text

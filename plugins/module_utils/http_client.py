@@ -1,0 +1,142 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One GET with its timing split, one deadline and a size limit. No redirects, no proxies, no retries, no cookies.
+
+The standard library is enough for that, and a bare target has nothing else; requests and urllib hide connect and first byte.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import ssl
+import time
+import typing as t
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
+
+MAX_BYTES = 32 * 1024 * 1024
+_PIECE = 256 * 1024
+
+
+@dataclass
+class Answer:
+    """A response and how long its parts took, in seconds."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    connect: float
+    first_byte: float
+    total: float
+
+    @property
+    def content_type(self) -> str:
+        return self.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def check_url(url: str) -> str:
+    """Return the URL, or raise ValueError with a sentence."""
+    shown = without_credentials(url)
+    if "://" not in url:
+        raise ValueError(f"the URL {shown!r} has no scheme; write http://{shown.lstrip('/')}")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"the URL {shown!r} is neither http:// nor https://")
+    if not parts.hostname:
+        raise ValueError(f"the URL {shown!r} names no host")
+    try:
+        _port = parts.port
+    except ValueError:
+        raise ValueError(f"the URL {shown!r} has a port that is no number from 0 to 65535") from None
+    return url
+
+
+def without_credentials(url: str) -> str:
+    """The URL as it may be shown: no user, no password."""
+    return re.sub(r"(?<=//)[^/?#@]*@", "", url)
+
+
+def get(
+    url: str,
+    headers: t.Mapping[str, str] | None = None,
+    timeout: float = 5.0,
+    validate_certs: bool = True,
+    ca_path: str | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Answer:
+    """GET a URL once, or raise NoAnswer with a sentence that names it."""
+    shown = f"GET {without_credentials(url)}"
+    parts = urlsplit(check_url(url))
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    began = time.monotonic()
+    deadline = began + timeout
+    connection = http.client.HTTPConnection(host, port)
+    sock: socket.socket | None = None
+    try:
+        try:
+            sock = socket.create_connection((host, port), timeout=timeout)
+            # Small requests must not wait for the acknowledgement of the one before.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if parts.scheme == "https":
+                context = ssl.create_default_context(cafile=ca_path)
+                if not validate_certs:
+                    context.check_hostname = False
+                    context.verify_mode = ssl.CERT_NONE
+                sock = context.wrap_socket(sock, server_hostname=host)
+        except socket.timeout:
+            raise NoAnswer(f"{shown}: no connection within {timeout:g} s.", "timeout") from None
+        except socket.gaierror as error:
+            raise NoAnswer(f"{shown}: the host name {host} does not resolve ({error.strerror}).", "name") from None
+        except ssl.SSLCertVerificationError as error:
+            raise NoAnswer(f"{shown}: the TLS certificate does not verify ({error.verify_message}).", "tls") from None
+        except ssl.SSLError as error:
+            raise NoAnswer(f"{shown}: no TLS handshake ({error.reason}).", "tls") from None
+        except OSError as error:
+            raise NoAnswer(f"{shown}: no connection to {host} port {port} ({error.strerror or error}).", "connection") from None
+        connected = time.monotonic()
+        connection.sock = sock
+        try:
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            sock.settimeout(max(0.01, deadline - time.monotonic()))
+            connection.request("GET", path, headers={"Accept": "*/*", "Connection": "close", "User-Agent": "oncall.runbooks", **(headers or {})})
+            response = connection.getresponse()
+            first = time.monotonic()
+            body = _read(response, sock, deadline, timeout, max_bytes, shown)
+        except socket.timeout:
+            raise NoAnswer(f"{shown}: the port accepts and does not answer within {timeout:g} s.", "timeout") from None
+        except http.client.HTTPException as error:
+            raise NoAnswer(f"{shown}: what answers does not speak HTTP ({type(error).__name__}).", "protocol") from None
+        except ValueError as error:
+            # http.client refuses control characters in paths and headers without naming a secret's value; nor do we.
+            raise NoAnswer(f"{shown}: the request cannot be sent ({type(error).__name__}).", "error") from None
+        except OSError as error:
+            raise NoAnswer(f"{shown}: the connection broke ({error.strerror or error}).", "connection") from None
+        ended = time.monotonic()
+    finally:
+        if sock is not None:
+            sock.close()
+    lowered = {name.lower(): value for name, value in response.getheaders()}
+    return Answer(response.status, lowered, body, connected - began, first - began, ended - began)
+
+
+def _read(response: http.client.HTTPResponse, sock: socket.socket, deadline: float, timeout: float, max_bytes: int, shown: str) -> bytes:
+    # The deadline covers the whole body: a server that drips one byte a second does not get longer.
+    pieces = []
+    size = 0
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise NoAnswer(f"{shown}: the answer is not complete after {timeout:g} s ({size} bytes so far).", "timeout")
+        sock.settimeout(left)
+        piece = response.read1(_PIECE)
+        if not piece:
+            return b"".join(pieces)
+        size += len(piece)
+        if size > max_bytes:
+            raise NoAnswer(f"{shown}: the answer is larger than {max_bytes // 1024 // 1024} MiB and was not read.", "size")
+        pieces.append(piece)

@@ -1,0 +1,326 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ask a KyroDB instance how it is: gRPC Health and Metrics, or its HTTP port where grpcio is missing.
+
+The messages are built at run time from field numbers, so that no generated stub ties a host to one protobuf release.
+Source: KyroDB's kyrodb.v1.KyroDBService; it serves neither reflection nor grpc.health.v1.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import time
+import typing as t
+from dataclasses import dataclass
+
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
+from ansible_collections.oncall.runbooks.plugins.module_utils.http_client import get
+
+SERVICE = "kyrodb.v1.KyroDBService"
+STATUSES = ("unknown", "healthy", "degraded", "unhealthy")
+# KyroDB listens for HTTP observability one thousand above its gRPC port unless told otherwise.
+HTTP_PORT_OFFSET = 1000
+HEALTH_FIELDS = (("status", 1, "int32"), ("version", 2, "string"), ("uptime_seconds", 4, "uint64"), ("git_commit", 5, "string"))
+METRICS_FIELDS = (
+    ("cache_hits", 1, "uint64"),
+    ("cache_misses", 2, "uint64"),
+    ("cache_hit_rate", 3, "double"),
+    ("cache_size", 4, "uint64"),
+    ("hot_tier_size", 8, "uint64"),
+    ("cold_tier_size", 11, "uint64"),
+    ("p50_latency_ms", 12, "double"),
+    ("p95_latency_ms", 13, "double"),
+    ("p99_latency_ms", 14, "double"),
+    ("total_queries", 15, "uint64"),
+    ("total_inserts", 16, "uint64"),
+    ("queries_per_second", 17, "double"),
+    ("inserts_per_second", 18, "double"),
+    ("memory_usage_bytes", 19, "uint64"),
+    ("disk_usage_bytes", 20, "uint64"),
+    ("cpu_usage_percent", 21, "double"),
+)
+
+
+CONNECTION_SPEC: dict[str, t.Any] = {
+    "address": {"type": "str", "required": True},
+    "service": {"type": "str", "default": SERVICE},
+    "tls": {"type": "bool", "default": False},
+    "ca_path": {"type": "path"},
+    "cert_path": {"type": "path"},
+    "key_path": {"type": "path"},
+    "server_name": {"type": "str"},
+    "http_url": {"type": "str"},
+}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where an instance is and how to speak to it."""
+
+    address: str
+    service: str = SERVICE
+    api_key: str | None = None
+    tls: bool = False
+    ca_path: str | None = None
+    cert_path: str | None = None
+    key_path: str | None = None
+    server_name: str | None = None
+    http_url: str | None = None
+
+    @property
+    def host(self) -> str:
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    @property
+    def observability_url(self) -> str:
+        return self.http_url or f"http://{self.address.rpartition(':')[0]}:{self.port + HTTP_PORT_OFFSET}"
+
+
+def parse_address(address: str) -> str:
+    """Return the address, or raise ValueError with a sentence."""
+    host, colon, port = address.rpartition(":")
+    if "://" in address or "/" in address:
+        raise ValueError(f"the KyroDB address {address!r} is a URL; give host:port, such as localhost:50051")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"the KyroDB address {address!r} is not host:port, such as localhost:50051")
+    return address
+
+
+class _Messages:
+    """The request and response classes, made once per process."""
+
+    _instance: _Messages | None = None
+
+    def __init__(self) -> None:
+        from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+        file = descriptor_pb2.FileDescriptorProto(name="oncall_runbooks_kyrodb.proto", package="oncall.runbooks.kyrodb", syntax="proto3")
+        kinds = {
+            "int32": descriptor_pb2.FieldDescriptorProto.TYPE_INT32,
+            "uint64": descriptor_pb2.FieldDescriptorProto.TYPE_UINT64,
+            "double": descriptor_pb2.FieldDescriptorProto.TYPE_DOUBLE,
+            "string": descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
+        }
+
+        def message(name: str, fields: t.Iterable[tuple[str, int, str]]) -> t.Any:
+            proto = file.message_type.add(name=name)
+            for field, number, kind in fields:
+                proto.field.add(name=field, number=number, type=kinds[kind], label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL)
+            return proto
+
+        message("HealthRequest", [("component", 1, "string")])
+        health = message("HealthResponse", HEALTH_FIELDS)
+        entry = health.nested_type.add(name="ComponentsEntry")
+        entry.options.map_entry = True
+        for name, number in (("key", 1), ("value", 2)):
+            entry.field.add(name=name, number=number, type=kinds["string"], label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL)
+        health.field.add(
+            name="components",
+            number=3,
+            type=descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE,
+            type_name=".oncall.runbooks.kyrodb.HealthResponse.ComponentsEntry",
+            label=descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED,
+        )
+        message("MetricsRequest", [])
+        message("MetricsResponse", METRICS_FIELDS)
+        pool = descriptor_pool.DescriptorPool()
+        pool.Add(file)
+        for name in ("HealthRequest", "HealthResponse", "MetricsRequest", "MetricsResponse"):
+            found = pool.FindMessageTypeByName(f"oncall.runbooks.kyrodb.{name}")
+            setattr(self, name, _message_class(message_factory, found))
+
+    @classmethod
+    def get(cls) -> t.Any:
+        if cls._instance is None:
+            cls._instance = cls()
+        return cls._instance
+
+
+def _message_class(message_factory: t.Any, descriptor: t.Any) -> t.Any:
+    # protobuf 4.22 brought GetMessageClass and 5 removed the older way.
+    if hasattr(message_factory, "GetMessageClass"):
+        return message_factory.GetMessageClass(descriptor)
+    return message_factory.MessageFactory().GetPrototype(descriptor)
+
+
+def _read(path: str | None, what: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise NoAnswer(f"The {what} {path} cannot be read: {error.strerror}.", "tls") from error
+
+
+def _require_open_port(endpoint: Endpoint, deadline: float) -> None:
+    """Tell a dead port, and what TLS objects to, in words that gRPC does not give."""
+    timeout = max(0.05, deadline - time.monotonic())
+    try:
+        connection = socket.create_connection((endpoint.host, endpoint.port), timeout=timeout)
+    except socket.gaierror as error:
+        raise NoAnswer(f"KyroDB at {endpoint.address}: the host name does not resolve ({error.strerror}).", "name") from error
+    except socket.timeout as error:
+        raise NoAnswer(f"KyroDB at {endpoint.address} takes no connection within {timeout:.1f} s.", "connection") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise NoAnswer(f"KyroDB at {endpoint.address} takes no connection: {reason}.", "connection") from error
+    with connection:
+        if not endpoint.tls:
+            return
+        try:
+            context = ssl.create_default_context(cafile=endpoint.ca_path or None)
+            if endpoint.cert_path:
+                context.load_cert_chain(endpoint.cert_path, endpoint.key_path or None)
+        except OSError as error:
+            raise NoAnswer(f"The TLS files for KyroDB at {endpoint.address} cannot be used: {error}.", "tls") from error
+        context.set_alpn_protocols(["h2"])
+        try:
+            with context.wrap_socket(connection, server_hostname=endpoint.server_name or endpoint.host):
+                return
+        except ssl.SSLCertVerificationError as error:
+            raise NoAnswer(
+                f"KyroDB at {endpoint.address}: its TLS certificate does not verify ({error.verify_message}); "
+                f"point the CA at the authority that signed it.",
+                "tls",
+            ) from error
+        except ssl.SSLError as error:
+            raise NoAnswer(f"KyroDB at {endpoint.address} does not complete a TLS handshake ({error.reason}).", "tls") from error
+        except socket.timeout as error:
+            raise NoAnswer(f"KyroDB at {endpoint.address} does not complete a TLS handshake in time.", "timeout") from error
+        except OSError as error:
+            raise NoAnswer(f"KyroDB at {endpoint.address} breaks off the TLS handshake: {error}.", "tls") from error
+
+
+def _explain(endpoint: Endpoint, rpc: str, error: t.Any, timeout: float) -> NoAnswer:
+    """Turn a gRPC status into a sentence; the code's name tells the causes apart."""
+    code = error.code().name if error.code() else "UNKNOWN"
+    details = " ".join(str(error.details() or "").split())[:200]
+    where = f"KyroDB at {endpoint.address}"
+    if code == "UNAUTHENTICATED":
+        held = "refuses the API key" if endpoint.api_key else "wants an API key and got none"
+        return NoAnswer(f"{where} {held}; set kyrodb_api_key.", "authentication")
+    if code == "PERMISSION_DENIED":
+        return NoAnswer(f"{where} does not permit {rpc} with this API key.", "authentication")
+    if code == "UNIMPLEMENTED":
+        if endpoint.service == SERVICE:
+            return NoAnswer(f"{where} speaks gRPC but has no {endpoint.service}/{rpc}; it is not KyroDB.", "protocol")
+        return NoAnswer(f"{where} has no {endpoint.service}/{rpc}; KyroDB's service is {SERVICE}.", "protocol")
+    if code == "DEADLINE_EXCEEDED":
+        return NoAnswer(f"{where} accepts connections and does not answer {rpc} within {timeout:.1f} s.", "timeout")
+    if code == "UNAVAILABLE" and not endpoint.tls:
+        return NoAnswer(f"{where} accepts connections and does not speak plaintext gRPC ({details}).", "protocol")
+    return NoAnswer(f"{where} answers {rpc} with {code}: {details}.", "error")
+
+
+def ask(endpoint: Endpoint, timeout: float = 5.0, samples: int = 1, metrics: bool = True, component: str = "") -> dict[str, t.Any]:
+    """Return what the instance says of itself, or raise NoAnswer.
+
+    The round trip is the median of `samples` Health calls over one open connection; connecting is not counted.
+    """
+    try:
+        import grpc
+
+        messages = _Messages.get()
+    except ImportError as error:
+        return _ask_http(endpoint, timeout, str(error.name or "grpcio"))
+    deadline = time.monotonic() + timeout
+    _require_open_port(endpoint, deadline)
+    if endpoint.tls:
+        credentials = grpc.ssl_channel_credentials(
+            _read(endpoint.ca_path, "CA certificate"),
+            _read(endpoint.key_path, "client key"),
+            _read(endpoint.cert_path, "client certificate"),
+        )
+        options = [("grpc.ssl_target_name_override", endpoint.server_name)] if endpoint.server_name else []
+        channel = grpc.secure_channel(endpoint.address, credentials, options)
+    else:
+        channel = grpc.insecure_channel(endpoint.address, [("grpc.enable_http_proxy", 0)])
+    metadata = [("x-api-key", endpoint.api_key)] if endpoint.api_key else []
+
+    def call(rpc: str, request: t.Any, response: t.Any) -> t.Any:
+        invoke = channel.unary_unary(
+            f"/{endpoint.service}/{rpc}", request_serializer=type(request).SerializeToString, response_deserializer=response.FromString
+        )
+        try:
+            return invoke(request, timeout=max(0.05, deadline - time.monotonic()), metadata=metadata)
+        except grpc.RpcError as error:
+            raise _explain(endpoint, rpc, error, timeout) from None
+
+    with channel:
+        request = messages.HealthRequest(component=component)
+        began = time.monotonic()
+        health = call("Health", request, messages.HealthResponse)
+        first = time.monotonic() - began
+        took = []
+        for _number in range(samples):
+            # A slow instance is measured by what the deadline allows, not failed by the repetitions.
+            if took and time.monotonic() + 2 * max(took) > deadline:
+                break
+            began = time.monotonic()
+            try:
+                call("Health", request, messages.HealthResponse)
+            except NoAnswer:
+                if not took and not first:
+                    raise
+                break
+            took.append(time.monotonic() - began)
+        took.sort()
+        seen = {
+            "transport": "grpc",
+            "status": STATUSES[health.status] if 0 <= health.status < len(STATUSES) else f"status {health.status}",
+            "components": dict(health.components),
+            "version": health.version,
+            "uptime_seconds": health.uptime_seconds,
+            "git_commit": health.git_commit,
+            "latency_ms": round((took[len(took) // 2] if took else first) * 1000, 3),
+            "samples": max(1, len(took)),
+            "metrics": None,
+            "note": None,
+        }
+        if metrics:
+            try:
+                answer = call("Metrics", messages.MetricsRequest(), messages.MetricsResponse)
+                seen["metrics"] = {name: getattr(answer, name) for name, _number, _kind in METRICS_FIELDS}
+            except NoAnswer as error:
+                # Health is the answer; missing numbers are said, they do not undo it.
+                seen["note"] = str(error)
+    return seen
+
+
+def _ask_http(endpoint: Endpoint, timeout: float, missing: str) -> dict[str, t.Any]:
+    """The stand-in: the observability port knows the status and the 99th percentile, not the components."""
+    url = endpoint.observability_url
+    headers = {"x-api-key": endpoint.api_key} if endpoint.api_key else {}
+    answer = get(f"{url}/health", headers=headers, timeout=timeout)
+    try:
+        body = json.loads(answer.body)
+        status = body["status"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise NoAnswer(f"GET {url}/health answers {answer.status} without KyroDB's status, and {missing} is not installed.", "protocol") from error
+    seen: dict[str, t.Any] = {
+        "transport": "http",
+        "status": status if status in STATUSES else f"status {status}",
+        "components": {},
+        "version": None,
+        "uptime_seconds": body.get("uptime_seconds"),
+        "git_commit": None,
+        "latency_ms": round(answer.total * 1000, 3),
+        "samples": 1,
+        "metrics": None,
+        "note": f"asked over HTTP at {url}, because {missing} is not installed on the target: gRPC itself is not tested",
+    }
+    if body.get("reason"):
+        seen["components"] = {"reason": body["reason"]}
+    try:
+        now = json.loads(get(f"{url}/slo", headers=headers, timeout=timeout).body)["current_metrics"]
+        seen["metrics"] = {"p99_latency_ms": now["p99_latency_ns"] / 1e6}
+    except (NoAnswer, ValueError, KeyError, TypeError):
+        seen["metrics"] = None
+    return seen

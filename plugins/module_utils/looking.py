@@ -1,0 +1,61 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the probes of one diagnosis share: the limits, the secrets, and looks that several checks want only once."""
+
+from __future__ import annotations
+
+import threading
+import time
+import typing as t
+
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
+
+T = t.TypeVar("T")
+
+
+class Context:
+    """Given to every probe; safe to use from many threads."""
+
+    def __init__(self, timeout: float, sample_seconds: float, secrets: t.Mapping[str, str]) -> None:
+        self.timeout = timeout
+        self.sample_seconds = sample_seconds
+        self._secrets = secrets
+        self._lock = threading.Lock()
+        self._locks: dict[t.Hashable, threading.Lock] = {}
+        self._done: dict[t.Hashable, tuple[bool, t.Any]] = {}
+
+    def secret(self, variable: str) -> str:
+        """The value of a secret by its variable's name."""
+        try:
+            return self._secrets[variable]
+        except KeyError:
+            raise NoAnswer(f"The secret {variable} is not set.", "secret") from None
+
+    def once(self, key: t.Hashable, function: t.Callable[[], T]) -> T:
+        """Call the function for the first who asks; the others get the same answer, or the same failure."""
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._done:
+                try:
+                    self._done[key] = (True, function())
+                except Exception as error:
+                    self._done[key] = (False, error)
+            good, result = self._done[key]
+        if good:
+            return t.cast(T, result)
+        raise result
+
+    def pair(self, key: t.Hashable, function: t.Callable[[], T]) -> tuple[T, T | None, float]:
+        """Call the function now and again after the sample time; the second is None where there is no sample time."""
+
+        def both() -> tuple[T, T | None, float]:
+            began = time.monotonic()
+            first = function()
+            if self.sample_seconds <= 0:
+                return first, None, 0.0
+            time.sleep(max(0.0, self.sample_seconds - (time.monotonic() - began)))
+            between = time.monotonic() - began
+            return first, function(), between
+
+        return self.once(("pair", key), both)

@@ -1,0 +1,97 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Probe http: status, JSON, a header, or the time that a GET takes. It never retries by itself."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
+from ansible_collections.oncall.runbooks.plugins.module_utils.http_client import Answer, check_url, get, without_credentials
+from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
+
+# Bodies travel to the controller, where JMESPath runs; more than this is no health page.
+MAX_JSON = 512 * 1024
+
+REQUEST: dict[str, t.Any] = {
+    "headers": {"type": "dict", "default": {}},
+    "secret_headers": {"type": "dict", "default": {}},
+    "validate_certs": {"type": "bool", "default": True},
+    "ca_path": {"type": "path"},
+}
+SPEC: dict[str, t.Any] = {
+    "url": {"type": "str", "required": True},
+    "value": {"type": "str", "choices": ["status", "json", "header", "connect", "first_byte", "total"], "default": "status"},
+    "jmespath": {"type": "str"},
+    "header": {"type": "str"},
+    "samples": {"type": "int", "default": 1},
+    "quantile": {"type": "float", "default": 0.5},
+    "absent": {"type": "list", "elements": "int", "default": [404]},
+    **REQUEST,
+}
+RULES: dict[str, t.Any] = {"required_if": [("value", "json", ("jmespath",)), ("value", "header", ("header",))]}
+
+
+def validate(source: t.Mapping[str, t.Any]) -> None:
+    """Raise ValueError with a sentence for what the types cannot say."""
+    check_url(source["url"])
+    if not 1 <= source["samples"] <= 1000:
+        raise ValueError(f"samples is {source['samples']}; it goes from 1 to 1000")
+    if not 0 < source["quantile"] < 1:
+        raise ValueError(f"quantile is {source['quantile']}; it lies between 0 and 1")
+
+
+def describe(source: t.Mapping[str, t.Any]) -> str:
+    """What is looked at, as the finding names it."""
+    part = {"json": source.get("jmespath"), "header": source.get("header")}.get(source["value"], source["value"])
+    return f"http {without_credentials(source['url'])} {part}"
+
+
+def fetch(context: Context, source: t.Mapping[str, t.Any], url: str) -> Answer:
+    """One GET with the source's headers and secrets."""
+    headers = {name: str(value) for name, value in source["headers"].items()}
+    headers.update({name: context.secret(variable) for name, variable in source["secret_headers"].items()})
+    return get(url, headers, context.timeout, source["validate_certs"], source["ca_path"])
+
+
+def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Ask as often as samples says, and give the value that was asked for."""
+    url = source["url"]
+    shown = f"GET {without_credentials(url)}"
+    answers = context.once(
+        ("http", url, str(source["headers"]), str(source["secret_headers"]), source["samples"]),
+        lambda: [fetch(context, source, url) for _number in range(source["samples"])],
+    )
+    last: Answer = answers[-1]
+    if last.status in source["absent"]:
+        raise Absent(f"{shown} answers {last.status}: this deployment does not have it.")
+    evidence: dict[str, t.Any] = {"status": last.status}
+    kind = source["value"]
+    if kind == "status":
+        return {"value": last.status, "evidence": {"total_ms": round(last.total * 1000, 2)}}
+    if kind == "header":
+        return {"value": last.headers.get(source["header"].lower()), "evidence": evidence}
+    if kind == "json":
+        if not 200 <= last.status < 300:
+            raise NoAnswer(f"{shown} answers {last.status}{_hint(last.status)}.", "status")
+        try:
+            body = json.loads(last.body[: MAX_JSON + 1])
+        except ValueError:
+            raise NoAnswer(f"{shown} answers {last.status} with {last.content_type or 'no content type'} instead of JSON.", "content") from None
+        return {"outcome": "json", "value": body, "evidence": evidence}
+    times = {part: sorted(getattr(answer, part) for answer in answers) for part in ("connect", "first_byte", "total")}
+    evidence["timing_ms"] = {
+        part: {"min": _ms(values[0]), "median": _ms(values[len(values) // 2]), "max": _ms(values[-1])} for part, values in times.items()
+    }
+    chosen = times[kind]
+    note = f"its own {'timing' if len(chosen) == 1 else f'{len(chosen)} timings'} of {shown}, quantile {source['quantile']:g}"
+    return {"value": chosen[min(len(chosen) - 1, int(len(chosen) * source["quantile"]))], "evidence": evidence, "note": note}
+
+
+def _hint(status: int) -> str:
+    return " (wrong or missing credentials)" if status in (401, 403) else ""
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)

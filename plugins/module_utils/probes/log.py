@@ -1,0 +1,250 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Probe log: counts, rates, shares and quantiles over a window of a file or a unit's journal, read from the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+import typing as t
+from collections import Counter
+
+from ansible_collections.oncall.runbooks.plugins.module_utils import judge, loglines, procfs
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
+from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
+from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mask_text
+
+MAX_BYTES = 64 * 1024 * 1024
+NEWEST = 3
+TOP = 5
+LINE = 300
+JOURNAL = "journal:"
+STDOUT = "stdout:"
+
+SPEC: dict[str, t.Any] = {
+    "path": {"type": "str", "required": True},
+    "value": {"type": "str", "choices": ["count", "rate", "share", "quantile", "distinct"], "default": "count"},
+    "window": {"type": "float", "default": 300.0},
+    "since": {"type": "str"},
+    "match": {"type": "str", "default": ""},
+    "of": {"type": "str"},
+    "where": {"type": "dict", "default": {}},
+    "field": {"type": "str"},
+    "quantile": {"type": "float"},
+    "by": {"type": "str"},
+}
+RULES: dict[str, t.Any] = {
+    "required_if": [("value", "share", ("of",)), ("value", "quantile", ("field", "quantile")), ("value", "distinct", ("field",))],
+}
+
+
+def validate(source: t.Mapping[str, t.Any]) -> None:
+    """Raise ValueError with a sentence for what the types cannot say."""
+    for key in ("since", "match", "of"):
+        _pattern(source[key], key)
+    for key, pattern in source["where"].items():
+        _pattern(str(pattern), f"where.{key}")
+    if source["quantile"] is not None and not 0 < source["quantile"] < 1:
+        raise ValueError(f"quantile is {source['quantile']}; it lies between 0 and 1")
+    if source["window"] <= 0:
+        raise ValueError(f"window is {source['window']}; it is a number of seconds above 0")
+    if source["path"].startswith(STDOUT) and not source["path"][len(STDOUT) :].isdigit():
+        raise ValueError(f"the path {source['path']!r} is not stdout:<port>, such as stdout:8000")
+
+
+def _pattern(text: str | None, key: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text or "")
+    except re.error as error:
+        raise ValueError(f"{key} is {text!r}, which is no regular expression ({error})") from None
+
+
+def describe(source: t.Mapping[str, t.Any]) -> str:
+    """What is looked at, as the finding names it."""
+    what = source["field"] if source["value"] == "quantile" else (source["match"] or "lines")
+    quantile = f" quantile {source['quantile']:g}" if source["value"] == "quantile" else ""
+    return f"log {source['path']} {what}{quantile}"
+
+
+def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Read back to the window's start, and calculate from the lines that match."""
+    where, lines = _open(context, source)
+    reading = _Reading(context, source)
+    try:
+        reading.take(lines)
+    except PermissionError:
+        raise NoAnswer(f"The log {where} may not be read by {procfs.user(os.geteuid())}; run with -b.", "permission") from None
+    except FileNotFoundError:
+        raise NoAnswer(f"The log {where} does not exist.", "no data") from None
+    except OSError as error:
+        raise NoAnswer(f"The log {where} cannot be read: {error.strerror}.", "error") from None
+    return reading.result(where)
+
+
+def _open(context: Context, source: t.Mapping[str, t.Any]) -> tuple[str, t.Iterator[bytes]]:
+    path = source["path"]
+    if path.startswith(STDOUT):
+        port = int(path[len(STDOUT) :])
+        found = context.once(("process", port, None), lambda: procfs.listeners(port))
+        if not found:
+            raise NoAnswer(f"Nothing listens on port {port}, so its output is not known.", "no data")
+        path = procfs.output_of(found[0])
+        if not path:
+            raise Absent(f"The output of what listens on port {port} goes neither to a file nor to the journal.")
+    if path.startswith(JOURNAL):
+        unit = path[len(JOURNAL) :]
+        return path, _journal(unit, source["window"], context.timeout)
+    return path, loglines.lines_from_end(path, MAX_BYTES)
+
+
+def _journal(unit: str, window: float, timeout: float) -> t.Iterator[bytes]:
+    """The unit's messages, newest first, each with the journal's own time in front."""
+    command = ["journalctl", f"--unit={unit}", f"--since=@{int(time.time() - window)}", "--output=json", "--reverse", "--lines=200000", "--no-pager", "--quiet"]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout, check=False, env={**os.environ, "LC_ALL": "C"})
+    except FileNotFoundError:
+        raise NoAnswer("The journal cannot be read: journalctl is not installed.", "missing") from None
+    except subprocess.TimeoutExpired:
+        raise NoAnswer(f"journalctl --unit={unit} does not end within {timeout:g} s.", "timeout") from None
+    if done.returncode or b"insufficient permissions" in done.stderr:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise NoAnswer(f"The journal of {unit} cannot be read ({said[-1] if said else f'status {done.returncode}'}); run with -b.", "permission")
+    for line in done.stdout.splitlines():
+        try:
+            entry = json.loads(line)
+            message = entry["MESSAGE"]
+            at = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
+        except (ValueError, KeyError, TypeError):
+            continue
+        text = bytes(message).decode("utf-8", "replace") if isinstance(message, list) else str(message)
+        yield f"\0{at}\0{text}".encode()
+
+
+class _Reading:
+    """Takes lines newest first and keeps only what the answer needs."""
+
+    def __init__(self, context: Context, source: t.Mapping[str, t.Any]) -> None:
+        self.source = source
+        self.deadline = time.monotonic() + context.timeout
+        self.now = time.time()
+        self.since = re.compile(source["since"]) if source["since"] else None
+        self.match = re.compile(source["match"])
+        self.of = re.compile(source["of"]) if source["of"] else None
+        self.where = {key: re.compile(str(pattern)) for key, pattern in source["where"].items()}
+        self.oldest: float | None = None
+        self.read = self.matched = self.whole = self.unreadable = 0
+        self.numbers: dict[str, list[float]] = {}
+        self.groups: Counter[str] = Counter()
+        self.distinct: set[str] = set()
+        self.newest: list[str] = []
+        self.stopped: str | None = None
+
+    def take(self, lines: t.Iterator[bytes]) -> None:
+        for raw in lines:
+            self.read += 1
+            if self.read % 1000 == 0 and time.monotonic() > self.deadline:
+                self.stopped = f"line where reading stopped after {self.read} lines, when the time was up"
+                return
+            line = raw.decode("utf-8", "replace").rstrip("\r")
+            at = None
+            if line.startswith("\0"):
+                _nothing, stamp, line = line.split("\0", 2)
+                at = float(stamp)
+            else:
+                at = loglines.time_of(line)
+            if at is not None:
+                if self.since is None and at < self.now - self.source["window"]:
+                    self.stopped = "window"
+                    return
+                self.oldest = at
+            if self.since and self.since.search(line):
+                self.stopped = "since"
+                return
+            self._count(line)
+        self.stopped = self.stopped or "start of the log"
+
+    def _count(self, line: str) -> None:
+        matched = self.match.search(line) is not None
+        whole = self.of is not None and self.of.search(line) is not None
+        if not (matched or whole):
+            return
+        needs_fields = self.where or self.source["field"] or self.source["by"]
+        fields = loglines.fields_of(line) if needs_fields else {}
+        if not all(pattern.search(str(fields.get(key, ""))) for key, pattern in self.where.items()):
+            return
+        self.whole += whole
+        if not matched:
+            return
+        if self.source["field"]:
+            value = fields.get(self.source["field"])
+            if value is None:
+                return
+            if self.source["value"] == "distinct":
+                self.distinct.add(str(value))
+            else:
+                try:
+                    self.numbers.setdefault(str(fields.get(self.source["by"], "?")) if self.source["by"] else "", []).append(float(value))
+                except (TypeError, ValueError):
+                    self.unreadable += 1
+                    return
+        self.matched += 1
+        if self.source["by"]:
+            self.groups[str(fields.get(self.source["by"], "?"))] += 1
+        if self.source["match"] and len(self.newest) < NEWEST:
+            self.newest.append(mask_text(line)[:LINE])
+
+    def result(self, where: str) -> dict[str, t.Any]:
+        if not self.read and self.stopped != "window":
+            return {"value": None, "samples": 0, "evidence": {"log": where}, "note": f"{where} is empty"}
+        covered, note = self._covered()
+        evidence: dict[str, t.Any] = {"log": where, "lines_read": self.read, "matched": self.matched, "window": covered}
+        if self.newest:
+            evidence["newest"] = self.newest
+        if self.groups:
+            evidence[f"by_{self.source['by']}"] = [{self.source["by"]: name, "count": count} for name, count in self.groups.most_common(TOP)]
+        if self.unreadable:
+            evidence["unreadable"] = self.unreadable
+        kind = self.source["value"]
+        value: float | None
+        samples: float | None = None
+        if kind == "quantile":
+            value, samples, note = self._quantile(evidence, note)
+        elif kind == "share":
+            # Nothing of anything is nothing, however little there was.
+            value = (self.matched / self.whole if self.whole else None) if self.matched else 0.0
+            samples = self.whole if self.matched else None
+            evidence["whole"] = self.whole
+        elif kind == "distinct":
+            value = len(self.distinct)
+        elif kind == "rate":
+            seconds = self.now - self.oldest if self.stopped != "window" and self.oldest else self.source["window"]
+            value = self.matched / max(1.0, seconds)
+        else:
+            value = self.matched
+        return {"value": value, "samples": samples, "evidence": evidence, "note": note}
+
+    def _quantile(self, evidence: dict[str, t.Any], note: str | None) -> tuple[float | None, int, str | None]:
+        """The quantile, or the worst group's; fewer lines than it needs would give their maximum, so they give nothing."""
+        wanted = self.source["quantile"]
+        least = judge.least_for(wanted)
+        rows = sorted(((loglines.quantile(numbers, wanted), len(numbers), name) for name, numbers in self.numbers.items() if len(numbers) >= least), reverse=True)
+        if not rows:
+            most = max((len(numbers) for numbers in self.numbers.values()), default=0)
+            return None, most, f"{most} lines, and a quantile of {wanted:g} needs {least}"
+        if self.source["by"]:
+            evidence.pop(f"by_{self.source['by']}", None)
+            evidence["worst"] = rows[0][2]
+            evidence[f"by_{self.source['by']}"] = [{self.source["by"]: name, "value": value, "samples": count} for value, count, name in rows[:TOP]]
+        return rows[0][0], rows[0][1], note
+
+    def _covered(self) -> tuple[str, str | None]:
+        if self.stopped == "window":
+            return f"{self.source['window']:g} s", None
+        if self.stopped == "since":
+            return f"since the line matching {self.source['since']!r}", None
+        if self.oldest is None:
+            return "not established", f"no line carries a time; all {self.read} lines were taken"
+        return f"{max(0.0, self.now - self.oldest):.0f} s, to the {self.stopped}", None

@@ -1,0 +1,183 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Read what Linux tells about processes in /proc; see proc(5). Nothing is started, nothing is written."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import typing as t
+
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
+
+LISTEN = "0A"
+ESTABLISHED = "01"
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def sockets(port: int, state: str) -> list[tuple[str, int]]:
+    """The (inode, owner's uid) of every TCP socket in this state whose local port is `port`."""
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = read(table).splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            words = line.split()
+            if words[3] == state and int(words[1].rpartition(":")[2], 16) == port:
+                found.append((words[9], int(words[7])))
+    return found
+
+
+def pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def holders(inodes: t.Iterable[str]) -> list[int]:
+    """The processes that hold one of these sockets open, as far as this user may see."""
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    found = []
+    for pid in pids():
+        try:
+            links = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        for link in links:
+            try:
+                if os.readlink(f"/proc/{pid}/fd/{link}") in wanted:
+                    found.append(pid)
+                    break
+            except OSError:
+                continue
+    return found
+
+
+def user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def listeners(port: int) -> list[int]:
+    """The processes that listen on a TCP port, oldest first; empty when nobody does."""
+    open_sockets = sockets(port, LISTEN)
+    if not open_sockets:
+        return []
+    found = holders(inode for inode, _uid in open_sockets)
+    if not found:
+        raise NoAnswer(
+            f"Port {port} is listened on by a process of {user(open_sockets[0][1])}, which {user(os.geteuid())} may not look into; run with -b.",
+            "permission",
+        )
+    return sorted(found, key=lambda pid: (started(pid), pid))
+
+
+def unit_pids(unit: str) -> list[int]:
+    """The processes of a systemd unit, from its control group."""
+    name = unit if "." in unit else f"{unit}.service"
+    for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"):
+        for folder in (f"{root}/system.slice/{name}", *_user_units(root, name)):
+            try:
+                words = read(f"{folder}/cgroup.procs").split()
+            except OSError:
+                continue
+            if words:
+                return sorted((int(word) for word in words), key=lambda pid: (started(pid), pid))
+    return []
+
+
+def _user_units(root: str, name: str) -> list[str]:
+    uid = os.geteuid()
+    return [f"{root}/user.slice/user-{uid}.slice/user@{uid}.service/app.slice/{name}"]
+
+
+def _stat(pid: int) -> list[str]:
+    # The command name stands in parentheses and may hold spaces and parentheses itself.
+    return read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def boot_time() -> float:
+    found = re.search(r"^btime (\d+)", read("/proc/stat"), re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def started(pid: int) -> float:
+    """When the process started, in seconds since 1970; infinity when it is gone."""
+    try:
+        return boot_time() + int(_stat(pid)[19]) / _TICKS
+    except (OSError, IndexError):
+        return float("inf")
+
+
+def cpu_seconds(pid: int) -> float:
+    words = _stat(pid)
+    return (int(words[11]) + int(words[12])) / _TICKS
+
+
+def resident_bytes(pid: int) -> int:
+    return int(read(f"/proc/{pid}/statm").split()[1]) * _PAGE
+
+
+def name(pid: int) -> str:
+    """The program's name. Its arguments may hold secrets and are not read."""
+    try:
+        return read(f"/proc/{pid}/comm").strip()
+    except OSError:
+        return "?"
+
+
+def open_files(pid: int) -> tuple[int, int | None]:
+    """How many files are open, and how many may be."""
+    found = re.search(r"^Max open files\s+(\S+)", read(f"/proc/{pid}/limits"), re.MULTILINE)
+    limit = int(found[1]) if found and found[1].isdigit() else None
+    return len(os.listdir(f"/proc/{pid}/fd")), limit
+
+
+def devices(pid: int, prefixes: t.Sequence[str]) -> list[str]:
+    """The device files with these prefixes that the process has open."""
+    found = set()
+    for link in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{link}")
+        except OSError:
+            continue
+        if target.startswith(tuple(prefixes)):
+            found.add(target)
+    return sorted(found)
+
+
+def output_of(pid: int) -> str:
+    """Where standard output goes: a file's path, `journal:<unit>`, or '' when it cannot be read afterwards."""
+    for number in (1, 2):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{number}")
+        except PermissionError as error:
+            raise NoAnswer(f"The output of process {pid} may not be seen by {user(os.geteuid())}; run with -b.", "permission") from error
+        except OSError:
+            continue
+        if target.startswith("/") and not target.startswith("/dev/") and os.path.isfile(target):
+            return target
+        if target.startswith("socket:"):
+            unit = unit_of(pid)
+            if unit:
+                return f"journal:{unit}"
+    return ""
+
+
+def unit_of(pid: int) -> str:
+    """The systemd unit that a process belongs to, or ''."""
+    try:
+        groups = read(f"/proc/{pid}/cgroup")
+    except OSError:
+        return ""
+    found = re.findall(r"/([^/\n]+\.service)(?:/|$)", groups, re.MULTILINE)
+    return found[-1] if found else ""

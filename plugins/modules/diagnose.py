@@ -1,0 +1,184 @@
+#!/usr/bin/python
+# Copyright (c) oncall.runbooks maintainers
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: diagnose
+short_description: Run a runbook's checks on a host and say what is wrong
+version_added: "0.1.0"
+description:
+  - Looks at a service with read-only probes, all at once and in one remote call, and judges what they saw against the checks' thresholds.
+  - The probes are V(http), V(prometheus), V(kyrodb), V(log) and V(process). See the collection's guide to writing a runbook for the keys of
+    each.
+  - Every check is validated before anything connects. One that is wrong becomes a finding of its own with the reason, the others are still
+    answered, and the task fails at the end.
+  - A host that cannot be reached, or that has no Python or no space for a payload, gets a diagnosis too, with the status V(unknown).
+  - It changes nothing on the host. The service's access log and request counters see its requests.
+author:
+  - oncall.runbooks maintainers (@oncall)
+requirements:
+  - jmespath on the controller, for checks that look into JSON
+  - grpcio and protobuf on the target, for V(kyrodb) over gRPC
+extends_documentation_fragment:
+  - oncall.runbooks.attributes
+  - oncall.runbooks.attributes.info
+options:
+  runbook:
+    description: The runbook's name. It names the report's folder.
+    type: str
+    required: true
+  service:
+    description: The service's name, as it stands in the diagnosis.
+    type: str
+    required: true
+  checks:
+    description: The checks, each a mapping with C(id), C(title), C(sources), C(thresholds) and more.
+    type: list
+    elements: dict
+    required: true
+  causes:
+    description:
+      - The sentences for the summary. The first cause whose C(breach) checks are all in breach and whose C(ok) checks are all ok is used.
+      - C($id) in its C(summary) stands for what that check observed.
+    type: list
+    elements: dict
+    default: []
+  severities:
+    description: What each of the service's labels means, as V(critical), V(high), V(medium) or V(low).
+    type: dict
+    default:
+      P1: critical
+      P2: high
+      P3: medium
+      P4: low
+      critical: critical
+      high: high
+      medium: medium
+      low: low
+  sample_seconds:
+    description: The seconds between the two scrapes that rates and quantiles come from. V(0) takes one scrape and counts since process start.
+    type: float
+    default: 5.0
+  timeout:
+    description: The seconds that one look at one source may take.
+    type: float
+    default: 5.0
+  report_dir:
+    description: A folder on the controller. The diagnosis is written to C(<runbook>/<host>.json) below it, and the one before is compared with.
+    type: str
+  secrets:
+    description: The values of the secrets that checks name. The action fills it from the variables of those names; leave it alone.
+    type: dict
+    default: {}
+seealso:
+  - module: oncall.runbooks.kyrodb_health
+"""
+
+EXAMPLES = r"""
+- name: Ask whether Vritti is alive, and how long it takes
+  oncall.runbooks.diagnose:
+    runbook: my_first
+    service: vritti
+    checks:
+      - id: alive
+        title: Liveness
+        sources:
+          - {probe: http, url: "http://localhost:8000/health/liveness"}
+        thresholds:
+          - {above: 299, label: P1}
+        on_no_data: breach
+      - id: request_p99
+        title: P99 request latency
+        needs: [alive]
+        unit: s
+        min_samples: 20
+        sources:
+          - probe: prometheus
+            url: http://localhost:8000/metrics
+            histogram: episodic_memory_http_request_duration_seconds
+            quantile: 0.99
+          - {probe: http, url: "http://localhost:8000/health/liveness", value: total, samples: 20}
+        thresholds:
+          - {above: 0.1, label: P2}
+          - {above: 0.05, label: P3}
+  register: result
+
+- name: Show what is wrong
+  ansible.builtin.debug:
+    msg: "{{ result.diagnosis | oncall.runbooks.diagnosis_text }}"
+"""
+
+RETURN = r"""
+diagnosis:
+  description: What is wrong with this host.
+  type: dict
+  returned: always
+  contains:
+    schema:
+      description: The schema of this mapping.
+      type: str
+      sample: oncall.runbooks/diagnosis/1
+    runbook:
+      description: The runbook's name.
+      type: str
+    service:
+      description: The service's name.
+      type: str
+    host:
+      description: The inventory's name of the host.
+      type: str
+    started_at:
+      description: When the diagnosis began, in UTC.
+      type: str
+      sample: "2026-11-23T03:00:00Z"
+    duration_ms:
+      description: How long it took.
+      type: float
+    status:
+      description: V(critical), V(degraded), V(unknown) or V(healthy).
+      type: str
+    severity:
+      description: The worst breach's severity, or null.
+      type: str
+    label:
+      description: The worst breach's label in the service's own words, or null.
+      type: str
+      sample: P2
+    summary:
+      description: One sentence that names the cause.
+      type: str
+    findings:
+      description:
+        - One for each check, with C(id), C(title), C(status) (V(ok), V(breach), V(unknown) or V(skipped)), C(severity), C(label), C(observed),
+          C(unit), C(expected), C(source), C(evidence), C(next_step), C(reproduce), C(suggests), C(observed_at) and C(duration_ms).
+      type: list
+      elements: dict
+    plan:
+      description: Null until the run's plan is made.
+      type: dict
+report:
+  description: The file that the diagnosis was written to, or null.
+  type: str
+  returned: always
+  sample: reports/high_latency/vritti-1.json
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.oncall.runbooks.plugins.module_utils.diagnose_spec import ARGUMENT_SPEC
+from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
+from ansible_collections.oncall.runbooks.plugins.module_utils.run_probes import run
+
+
+def main() -> None:
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    options = module.params
+    context = Context(options["timeout"], options["sample_seconds"], options["secrets"])
+    module.exit_json(changed=False, looks=run(options["checks"], context))
+
+
+if __name__ == "__main__":
+    main()

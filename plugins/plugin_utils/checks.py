@@ -1,0 +1,177 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a check may say, and what is wrong with one that says something else. Nothing here connects to anything."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing as t
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.oncall.runbooks.plugins.module_utils import judge
+from ansible_collections.oncall.runbooks.plugins.module_utils.registry import PROBES
+
+Check = t.Dict[str, t.Any]
+
+SEVERITIES = ("critical", "high", "medium", "low")
+SOURCE_SPEC: dict[str, t.Any] = {
+    "probe": {"type": "str", "required": True},
+    "when": {"type": "bool", "default": True},
+    "scale": {"type": "float", "default": 1.0},
+}
+THRESHOLD_SPEC: dict[str, t.Any] = {
+    "above": {"type": "float"},
+    "below": {"type": "float"},
+    "equals": {"type": "raw"},
+    "matches": {"type": "str"},
+    "label": {"type": "str", "required": True},
+    "for_seconds": {"type": "float"},
+}
+CHECK_SPEC: dict[str, t.Any] = {
+    "id": {"type": "str", "required": True},
+    "title": {"type": "str", "required": True},
+    "sources": {"type": "list", "elements": "dict", "required": True},
+    "thresholds": {"type": "list", "elements": "dict", "required": True},
+    "min_samples": {"type": "int", "default": 0},
+    "unit": {"type": "str"},
+    "expected": {"type": "str"},
+    "on_no_data": {"type": "str", "choices": ["unknown", "breach", "skipped"], "default": "unknown"},
+    "needs": {"type": "list", "elements": "str", "default": []},
+    "explains": {"type": "list", "elements": "str", "default": []},
+    "track": {"type": "list", "elements": "str", "default": []},
+    "heavy": {"type": "bool", "default": False},
+    "suggests": {"type": "list", "elements": "str", "default": []},
+    "next_step": {"type": "str", "default": ""},
+    "reproduce": {"type": "str", "default": ""},
+}
+CAUSE_SPEC: dict[str, t.Any] = {
+    "breach": {"type": "list", "elements": "str", "required": True},
+    "ok": {"type": "list", "elements": "str", "default": []},
+    "summary": {"type": "str", "required": True},
+    "next_step": {"type": "str", "default": ""},
+}
+
+
+class Wrong(ValueError):
+    """A check, a source or a cause says something that it cannot; the message is one sentence."""
+
+
+def _validated(data: t.Any, spec: dict[str, t.Any], what: str, **rules: t.Any) -> dict[str, t.Any]:
+    if not isinstance(data, t.Mapping):
+        raise Wrong(f"{what} is {type(data).__name__}, not a mapping of keys to values")
+    strange = [str(key) for key in data if key not in spec]
+    if strange:
+        near = difflib.get_close_matches(strange[0], spec, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(sorted(spec))}"
+        raise Wrong(f"{what} has the unknown key {strange[0]!r}; {hint}")
+    result = ArgumentSpecValidator(spec, **rules).validate({key: value for key, value in data.items() if value is not None})
+    if result.error_messages:
+        raise Wrong(f"{what}: {result.error_messages[0]}")
+    return t.cast("dict[str, t.Any]", result.validated_parameters)
+
+
+def _source(data: t.Any, place: int) -> dict[str, t.Any]:
+    what = f"source {place}"
+    if not isinstance(data, t.Mapping) or "probe" not in data:
+        raise Wrong(f"{what} names no probe; there are {', '.join(sorted(PROBES))}")
+    probe = PROBES.get(data["probe"])
+    if probe is None:
+        raise Wrong(f"{what} names the unknown probe {data['probe']!r}; there are {', '.join(sorted(PROBES))}")
+    what = f"{what} ({data['probe']})"
+    used = data.get("when")
+    if used in (False, "false", "False"):
+        # What is not there need not be complete: its address may be an empty variable.
+        return {"probe": data["probe"], "when": False, "scale": 1.0}
+    source = _validated(data, {**SOURCE_SPEC, **probe.SPEC}, what, **probe.RULES)
+    try:
+        probe.validate(source)
+    except ValueError as error:
+        raise Wrong(f"{what}: {error}") from None
+    return source
+
+
+def validate_check(data: t.Any, severities: t.Mapping[str, str]) -> Check:
+    """The check with types and defaults, or Wrong."""
+    check = _validated(data, CHECK_SPEC, "the check")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", check["id"]):
+        raise Wrong(f"the id {check['id']!r} is not snake_case")
+    if not check["sources"]:
+        raise Wrong("it has no source, so it can never answer")
+    check["sources"] = [_source(source, place) for place, source in enumerate(check["sources"], 1)]
+    check["thresholds"] = [_validated(item, THRESHOLD_SPEC, f"threshold {place}") for place, item in enumerate(check["thresholds"], 1)]
+    if not check["thresholds"]:
+        raise Wrong("it has no threshold, so it could never fail")
+    useless = judge.useless_threshold(check["thresholds"])
+    if useless:
+        raise Wrong(useless)
+    for threshold in check["thresholds"]:
+        if threshold["label"] not in severities:
+            raise Wrong(f"the label {threshold['label']!r} is none of this service's: {', '.join(severities)}")
+    return check
+
+
+def validate_checks(data: t.Any, severities: t.Mapping[str, str]) -> tuple[list[Check], list[tuple[str, str, str]]]:
+    """The usable checks, and for each of the others its id, its title and what is wrong with it."""
+    good: list[Check] = []
+    bad: list[tuple[str, str, str]] = []
+    seen: set[str] = set()
+    for place, item in enumerate(data, 1):
+        name = str(item.get("id") or f"check_{place}") if isinstance(item, t.Mapping) else f"check_{place}"
+        title = str(item.get("title") or name) if isinstance(item, t.Mapping) else name
+        try:
+            if name in seen:
+                raise Wrong("another check has the same id")
+            seen.add(name)
+            good.append(validate_check(item, severities))
+        except Wrong as error:
+            bad.append((name, title, f"The check {name} is wrong: {error}."))
+    return _related(good, bad)
+
+
+def _related(good: list[Check], bad: list[tuple[str, str, str]]) -> tuple[list[Check], list[tuple[str, str, str]]]:
+    """Take out checks whose `needs` or `explains` name nothing, go round in a circle, or cannot be judged in time."""
+    known = {check["id"]: check for check in good}
+    broken = {name for name, _title, _why in bad}
+    kept = []
+    for check in good:
+        why = None
+        for key in ("needs", "explains"):
+            for other in check[key]:
+                if other not in known and other not in broken:
+                    why = f"{key} names {other!r}, which is no check of this runbook"
+        for other in check["needs"]:
+            if any("jmespath" in source and source["jmespath"] for source in known.get(other, {}).get("sources", [])):
+                why = f"needs names {other!r}, which is judged by JMESPath on the controller, after all probes have run"
+        if why is None and _circular(check["id"], known):
+            why = "its needs lead back to itself"
+        if why:
+            bad.append((check["id"], check["title"], f"The check {check['id']} is wrong: {why}."))
+        else:
+            kept.append(check)
+    return kept, bad
+
+
+def _circular(start: str, known: t.Mapping[str, Check]) -> bool:
+    todo, seen = list(known[start]["needs"]), set()
+    while todo:
+        name = todo.pop()
+        if name == start:
+            return True
+        if name in seen or name not in known:
+            continue
+        seen.add(name)
+        todo.extend(known[name]["needs"])
+    return False
+
+
+def validate_causes(data: t.Any, names: t.Container[str]) -> list[dict[str, t.Any]]:
+    """The causes with types and defaults, or Wrong."""
+    causes = []
+    for place, item in enumerate(data or [], 1):
+        cause = _validated(item, CAUSE_SPEC, f"cause {place}")
+        for other in cause["breach"] + cause["ok"]:
+            if other not in names:
+                raise Wrong(f"cause {place} names {other!r}, which is no check of this runbook")
+        causes.append(cause)
+    return causes

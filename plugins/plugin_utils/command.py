@@ -1,0 +1,49 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line to type again. It repeats where and what, and no value: one may be a secret."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import typing as t
+
+from ansible import constants as C
+from ansible import context
+
+
+def again(tags: str, extra: t.Sequence[str] = ()) -> str | None:
+    """The ansible-playbook command of this run with other tags; None where there is no command line."""
+    arguments: t.Mapping[str, t.Any] = context.CLIARGS
+    playbooks = arguments.get("args")
+    if not playbooks:
+        return None
+    words = ["ansible-playbook", *(_short(str(name)) for name in playbooks), "--tags", tags]
+    inventories = [str(source) for source in arguments.get("inventory") or ()]
+    if inventories and inventories != [str(source) for source in C.DEFAULT_HOST_LIST]:
+        for source in inventories:
+            words += ["-i", _short(source)]
+    if arguments.get("subset"):
+        words += ["-l", str(arguments["subset"])]
+    for value in arguments.get("extra_vars") or ():
+        if str(value).startswith("@"):
+            words += ["-e", str(value)]
+    if arguments.get("become"):
+        words.append("-b")
+    if arguments.get("become_ask_pass"):
+        words.append("-K")
+    for name in arguments.get("vault_ids") or ():
+        words += ["--vault-id", str(name)]
+    for name in arguments.get("vault_password_files") or ():
+        words += ["--vault-password-file", _short(str(name))]
+    if arguments.get("ask_vault_pass"):
+        words.append("--ask-vault-pass")
+    return " ".join(shlex.quote(word) for word in [*words, *extra])
+
+
+def _short(path: str) -> str:
+    """The path from here, where that is shorter; a collection playbook's name and a host list stay as they are."""
+    if not os.path.isabs(path):
+        return path
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(path) else path

@@ -1,0 +1,260 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Turn what the probes saw into findings and a diagnosis. Pure functions: data in, data out, no clock, no files."""
+
+from __future__ import annotations
+
+import json
+import string
+import typing as t
+from datetime import datetime, timezone
+
+from ansible_collections.oncall.runbooks.plugins.module_utils import judge
+from ansible_collections.oncall.runbooks.plugins.module_utils.loglines import seconds
+from ansible_collections.oncall.runbooks.plugins.module_utils.registry import PROBES
+
+SCHEMA = "oncall.runbooks/diagnosis/1"
+SEVERITIES = ("critical", "high", "medium", "low")
+# Two diagnoses further apart than this say nothing of what was in between.
+CONTINUOUS_SECONDS = 3600.0
+
+Finding = t.Dict[str, t.Any]
+Search = t.Callable[[str, t.Any], t.Any]
+
+
+class _NoValue(Exception):
+    """No source gave a value; status says what that means."""
+
+    def __init__(self, status: str, reason: str, passed: list[dict[str, str]]) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.passed = passed
+
+
+def finding(check_id: str, title: str, observed_at: str, **values: t.Any) -> Finding:
+    """A finding with every key, in the order of the contract."""
+    empty: Finding = {
+        "id": check_id,
+        "title": title,
+        "status": "unknown",
+        "severity": None,
+        "label": None,
+        "observed": None,
+        "unit": None,
+        "expected": None,
+        "source": None,
+        "evidence": {},
+        "next_step": "",
+        "reproduce": "",
+        "suggests": [],
+        "observed_at": observed_at,
+        "duration_ms": 0.0,
+    }
+    empty.update(values)
+    return empty
+
+
+def _choose(check: t.Mapping[str, t.Any], looks: list[dict[str, t.Any]], search: Search) -> tuple[t.Any, dict[str, t.Any], str, list[dict[str, str]]]:
+    """The value of the first source that answers, its look, its name, and the sources before it."""
+    passed: list[dict[str, str]] = []
+    absent = True
+    forbidden = False
+    for source, look in zip(check["sources"], looks):
+        name = PROBES[source["probe"]].describe(source) if source.get("when", True) else source["probe"]
+        outcome, value, reason = look["outcome"], look.get("value"), look.get("note") or ""
+        if outcome == "json":
+            try:
+                value = search(source["jmespath"], value)
+                if value is not None and source["scale"] != 1 and judge.number(value) is not None:
+                    value = t.cast(float, judge.number(value)) * source["scale"]
+                outcome, reason = "value", f"{source['jmespath']} gives nothing in its answer"
+            except ValueError as error:
+                outcome, reason = "no_answer", f"{source['jmespath']!r} is no JMESPath expression ({error})"
+        if outcome == "value":
+            least = check["min_samples"]
+            if value is not None and (look.get("samples") is None or look["samples"] >= least):
+                return value, look, name, passed
+            if value is not None:
+                reason = f"{look['samples']:.0f} samples, and {least} are needed"
+            elif look.get("samples") is not None:
+                reason = f"nothing was observed{f' ({reason})' if reason else ''}"
+        absent = absent and outcome == "absent"
+        forbidden = forbidden or look.get("kind") == "permission"
+        passed.append({"source": name, "reason": reason})
+    reasons = list(dict.fromkeys(item["reason"].rstrip(".") for item in passed if item["reason"])) or ["no source answered"]
+    # What a user may not see is not known, whatever the check makes of silence.
+    status = "skipped" if absent and passed else "unknown" if forbidden else "no data"
+    raise _NoValue(status, "; ".join(reasons), passed)
+
+
+def judge_check(check: t.Mapping[str, t.Any], result: t.Mapping[str, t.Any], severities: t.Mapping[str, str], search: Search, observed_at: str) -> Finding:
+    """The finding of one check."""
+    looks = result["looks"]
+    base = finding(
+        check["id"],
+        check["title"],
+        observed_at,
+        unit=check["unit"],
+        expected=check["expected"] or judge.expected(check["thresholds"], check["unit"]),
+        next_step=check["next_step"],
+        reproduce=check["reproduce"],
+        duration_ms=round(sum(look.get("duration_ms") or 0.0 for look in looks), 1),
+    )
+    if result["unmet"]:
+        base.update(status="skipped", evidence={"reason": f"not looked at, because {' and '.join(result['unmet'])} is not ok"})
+        return base
+    try:
+        value, look, name, passed = _choose(check, looks, search)
+        threshold = judge.crossed(value, check["thresholds"])
+    except (_NoValue, judge.Unjudgeable) as error:
+        status = getattr(error, "status", "no data")
+        evidence = {"reason": str(error), "passed_over": getattr(error, "passed", [])}
+        base.update(status=check["on_no_data"] if status == "no data" else status, evidence=evidence)
+        if base["status"] == "breach":
+            label = check["thresholds"][0]["label"]
+            base.update(label=label, severity=severities[label], suggests=check["suggests"])
+        return base
+    evidence = dict(look.get("evidence") or {})
+    if look.get("note"):
+        evidence["note"] = look["note"]
+    if passed:
+        evidence["passed_over"] = passed
+    base.update(status="ok", observed=round(value, 6) if isinstance(value, float) else value, source=name, evidence=evidence)
+    if threshold is not None:
+        label = threshold["label"]
+        base.update(status="breach", label=label, severity=severities[label], suggests=check["suggests"])
+        if threshold.get("for_seconds"):
+            evidence["crossed"] = {key: item for key, item in threshold.items() if item is not None}
+    return base
+
+
+def judge_all(
+    checks: t.Sequence[t.Mapping[str, t.Any]],
+    bad: t.Sequence[tuple[str, str, str]],
+    results: t.Mapping[str, t.Mapping[str, t.Any]],
+    severities: t.Mapping[str, str],
+    search: Search,
+    observed_at: str,
+    previous: t.Mapping[str, t.Any] | None,
+) -> list[Finding]:
+    """The findings of all checks, those that are wrong among them, in the runbook's order."""
+    findings = [judge_check(check, results[check["id"]], severities, search, observed_at) for check in checks]
+    by_id = {item["id"]: item for item in findings}
+    for check in checks:
+        item = by_id[check["id"]]
+        explained = check["explains"]
+        if item["status"] == "breach" and explained and not any(by_id.get(other, {}).get("status") == "breach" for other in explained):
+            item["evidence"]["note"] = f"past its threshold, but {' and '.join(explained)}, which it would explain, is not in breach"
+            item.update(status="ok", label=None, severity=None, suggests=[])
+    before = {item["id"]: item for item in (previous or {}).get("findings", []) if isinstance(item, dict) and "id" in item}
+    for check in checks:
+        item = by_id[check["id"]]
+        _compare(item, before.get(check["id"]), check["track"])
+        _lasting(item, before.get(check["id"]))
+    findings.extend(finding(name, title, observed_at, evidence={"reason": why}, next_step="Correct the check in the runbook.") for name, title, why in bad)
+    return findings
+
+
+def _compare(item: Finding, before: Finding | None, track: t.Sequence[str]) -> None:
+    """Say which tracked evidence differs from the diagnosis before."""
+    if not before:
+        return
+    then, now = before.get("evidence") or {}, item["evidence"]
+    changed = {key: {"was": then[key], "is": now[key]} for key in track if key in then and key in now and then[key] != now[key]}
+    if changed:
+        now["changed"] = {"since": before.get("observed_at"), **changed}
+
+
+def _lasting(item: Finding, before: Finding | None) -> None:
+    """Say since when a breach lasts, from a Prometheus server's history or from earlier diagnoses."""
+    evidence = item["evidence"]
+    crossed = evidence.pop("crossed", None)
+    history = evidence.pop("history", None)
+    if item["status"] != "breach":
+        return
+    now = seconds(item["observed_at"]) or 0.0
+    since, by = None, None
+    if history and crossed:
+        since, by = _unbroken(history, crossed), "the Prometheus server"
+    elif before and before.get("status") == "breach":
+        then = seconds(str(before.get("observed_at"))) or 0.0
+        if 0 <= now - then <= CONTINUOUS_SECONDS:
+            since, by = (before.get("evidence") or {}).get("since") or before.get("observed_at"), "earlier diagnoses"
+    if since:
+        evidence["since"], evidence["since_by"] = since, by
+    if crossed:
+        needed = judge.show(crossed["for_seconds"], "s")
+        if since is None:
+            evidence["duration"] = f"not established; the runbook asks for {needed}: diagnose again, or set runbook_prometheus_url"
+        else:
+            lasted = now - (seconds(since) or now)
+            less = "" if lasted >= crossed["for_seconds"] else f", less than the {needed} that the runbook asks for"
+            evidence["duration"] = f"at least {judge.show(lasted, 's')} by {by}{less}"
+
+
+def _unbroken(history: t.Sequence[t.Sequence[float]], threshold: t.Mapping[str, t.Any]) -> str | None:
+    """The start of the unbroken run of crossings that ends with the newest value."""
+    first = None
+    for at, value in reversed(history):
+        if judge.crossed(value, [threshold]) is None:
+            break
+        first = at
+    return None if first is None else datetime.fromtimestamp(first, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _rank(item: Finding) -> int:
+    return SEVERITIES.index(item["severity"]) if item["severity"] in SEVERITIES else len(SEVERITIES)
+
+
+def overall(findings: t.Sequence[Finding]) -> tuple[str, str | None, str | None]:
+    """The host's status, severity and label."""
+    breaches = sorted((item for item in findings if item["status"] == "breach"), key=_rank)
+    if breaches:
+        worst = breaches[0]
+        return "critical" if worst["severity"] == "critical" else "degraded", worst["severity"], worst["label"]
+    # A host of which nothing was established is not a healthy one.
+    if any(item["status"] == "unknown" for item in findings) or not any(item["status"] == "ok" for item in findings):
+        return "unknown", None, None
+    return "healthy", None, None
+
+
+def summarise(findings: t.Sequence[Finding], causes: t.Sequence[t.Mapping[str, t.Any]]) -> str:
+    """One sentence: the cause when the findings name it, else the worst of them; marks the finding that is the cause."""
+    by_id = {item["id"]: item for item in findings}
+    unknown = [item for item in findings if item["status"] == "unknown"]
+    rest = f" {len(unknown)} of {len(findings)} checks gave no answer." if unknown else ""
+    for cause in causes:
+        if all(by_id[name]["status"] == "breach" for name in cause["breach"]) and all(by_id[name]["status"] == "ok" for name in cause["ok"]):
+            by_id[cause["breach"][0]]["evidence"]["cause"] = True
+            values = {item["id"]: judge.show(item["observed"], item["unit"]) for item in findings}
+            return string.Template(cause["summary"]).safe_substitute(values) + rest
+    breaches = sorted((item for item in findings if item["status"] == "breach"), key=_rank)
+    if breaches:
+        worst = breaches[0]
+        more = f", and {len(breaches) - 1} more" if len(breaches) > 1 else ""
+        return f"{worst['title']} is {_observed(worst)}, expected {worst['expected']}{more}.{rest}"
+    if unknown:
+        first = unknown[0]
+        more = f" {len(unknown) - 1} more checks gave no answer." if len(unknown) > 1 else ""
+        return f"{first['title']} is not known: {str(first['evidence'].get('reason', 'no reason given')).rstrip('.')}.{more}"
+    good = [item for item in findings if item["status"] == "ok"]
+    if not good:
+        return "Nothing could be established: every check was skipped."
+    return f"Nothing wrong: {len(good)} checks are ok; {good[0]['title']} is {judge.show(good[0]['observed'], good[0]['unit'])}."
+
+
+def _observed(item: Finding) -> str:
+    if item["observed"] is None:
+        return f"without an answer ({str(item['evidence'].get('reason', '')).rstrip('.')})"
+    return judge.show(item["observed"], item["unit"])
+
+
+def capped(diagnosis: dict[str, t.Any], limit: int = 32768) -> dict[str, t.Any]:
+    """The diagnosis small enough to travel as a statistic: evidence goes first, then the findings that are ok."""
+    if len(json.dumps(diagnosis)) <= limit:
+        return diagnosis
+    kept = [item if item["status"] == "breach" else {**item, "evidence": {}} for item in diagnosis["findings"]]
+    if len(json.dumps(kept)) > limit:
+        kept = [{**item, "evidence": {}} for item in diagnosis["findings"] if item["status"] in ("breach", "unknown")]
+    return {**diagnosis, "findings": kept[:100], "capped": True}

@@ -1,0 +1,95 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A diagnosis as text: the answer in the first lines, then one table."""
+
+from __future__ import annotations
+
+import textwrap
+import typing as t
+
+from ansible_collections.oncall.runbooks.plugins.module_utils import judge
+
+Paint = t.Callable[[str, str], str]
+WIDTH = 120
+_ORDER = {"breach": 0, "unknown": 1, "ok": 2}
+
+
+def plain(text: str, _kind: str) -> str:
+    """No colour."""
+    return text
+
+
+def render(diagnosis: t.Mapping[str, t.Any], width: int = WIDTH, paint: Paint = plain, again: str | None = None) -> list[str]:
+    """The lines to print for one host."""
+    width = max(60, width)
+    status = str(diagnosis["status"])
+    badge = " ".join(filter(None, (status.upper(), diagnosis["label"])))
+    head = f"{diagnosis['host']}  {diagnosis['runbook']}"
+    lines = [f"{paint(badge, diagnosis['severity'] or status)}  {head}"]
+    lines += textwrap.wrap(str(diagnosis["summary"]), width - 2, initial_indent="  ", subsequent_indent="  ")
+    cause = next_finding(diagnosis["findings"])
+    if cause and cause["next_step"]:
+        lines += textwrap.wrap(f"Next: {cause['next_step']}", width - 2, initial_indent="  ", subsequent_indent="        ")
+    lines.append("")
+    lines += _table(diagnosis["findings"], width, paint)
+    changed = _changes(diagnosis["findings"])
+    if changed:
+        lines += ["", *textwrap.wrap(f"Changed since the last diagnosis: {changed}", width - 2, initial_indent="  ", subsequent_indent="    ")]
+    skipped = [item for item in diagnosis["findings"] if item["status"] == "skipped"]
+    if skipped:
+        lines += ["", f"  Skipped ({len(skipped)}):"]
+        for item in skipped:
+            lines += textwrap.wrap(f"{item['title']}: {item['evidence'].get('reason', '')}", width - 4, initial_indent="    ", subsequent_indent="      ")
+    if again:
+        lines += ["", f"  Again:  {again}"]
+    return lines
+
+
+def next_finding(findings: t.Sequence[t.Mapping[str, t.Any]]) -> t.Mapping[str, t.Any] | None:
+    """The finding to act on first: the cause, else the worst."""
+    cause = [item for item in findings if item["evidence"].get("cause")]
+    wrong = sorted((item for item in findings if item["status"] in ("breach", "unknown")), key=_urgency)
+    return (cause or wrong or [None])[0]
+
+
+def _urgency(item: t.Mapping[str, t.Any]) -> tuple[int, int]:
+    severity = {"critical": 0, "high": 1, "medium": 2, "low": 3}.get(item["severity"], 4)
+    return _ORDER.get(item["status"], 3), severity
+
+
+def _table(findings: t.Sequence[t.Mapping[str, t.Any]], width: int, paint: Paint) -> list[str]:
+    rows = []
+    for item in sorted((item for item in findings if item["status"] in _ORDER), key=_urgency):
+        status = item["label"] if item["status"] == "breach" else item["status"]
+        observed = judge.show(item["observed"], item["unit"])
+        then = item["next_step"] if item["status"] == "breach" else ""
+        reason = str(item["evidence"].get("reason") or "")
+        if item["status"] == "unknown" or (item["status"] == "breach" and reason):
+            then = f"{reason.rstrip('.')}. {then}".strip()
+        rows.append((status, item["title"], observed, item["expected"] or "", then, item["severity"] or item["status"]))
+    if not rows:
+        return []
+    titles = ("STATUS", "CHECK", "OBSERVED", "EXPECTED")
+    sizes = [max(len(titles[place]), *(len(str(row[place])) for row in rows)) for place in range(4)]
+    sizes = [min(size, limit) for size, limit in zip(sizes, (10, 34, 24, 26))]
+    left = 2 + sum(sizes) + 2 * 4
+    last = max(20, width - left)
+    lines = [("  " + "  ".join(title.ljust(size) for title, size in zip(titles, sizes)) + "  NEXT STEP").rstrip()]
+    for row in rows:
+        cells = [textwrap.wrap(str(row[place]), sizes[place]) or [""] for place in range(4)]
+        cells.append(textwrap.wrap(row[4], last) or [""])
+        for number in range(max(len(cell) for cell in cells)):
+            parts = [cell[number] if number < len(cell) else "" for cell in cells]
+            first = parts[0].ljust(sizes[0])
+            tail = "  ".join(part.ljust(size) for part, size in zip(parts[1:4], sizes[1:4]))
+            lines.append(f"  {paint(first, row[5])}  {tail}  {parts[4]}".rstrip())
+    return lines
+
+
+def _changes(findings: t.Sequence[t.Mapping[str, t.Any]]) -> str:
+    parts = []
+    for item in findings:
+        for key, change in (item["evidence"].get("changed") or {}).items():
+            if key != "since":
+                parts.append(f"{key.replace('_', ' ')} ({item['title']}) {change['was']} -> {change['is']}")
+    return "; ".join(parts)
