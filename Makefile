@@ -22,7 +22,7 @@ help: ## list the targets
 venv: .venv/.test ## the virtual environment with everything in it
 
 demo: .venv/.demo ## start the lab, make KyroDB slow, diagnose it
-	@scripts/demo.sh
+	@$(BIN)/python scripts/demo.py
 
 lab: .venv/.demo ## start the lab
 	@$(BIN)/python -m lab up

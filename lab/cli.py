@@ -63,7 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--kyrodb-api-key", metavar="KEY", help="KyroDB asks for this key; Vritti never sends one")
     up.add_argument("--kyrodb-tls", action="store_true", help="KyroDB's gRPC ports speak TLS")
     up.add_argument(
-        "--traffic", type=float, default=10.0, metavar="RPS", help="customers' requests per second (default: %(default)s)"
+        "--traffic",
+        type=float,
+        default=10.0,
+        metavar="RPS",
+        help="customers' requests per second (default: %(default)s)",
     )
     up.add_argument("--no-llm", action="store_true", help="start Vritti without an LLM key")
     command("down", "Stop the lab.")
@@ -124,7 +128,7 @@ def _up(layout: Layout, arguments: argparse.Namespace) -> int:
     taken = Ports.above(options.base_port).first_taken()
     if taken is not None:
         name, port = taken
-        raise LabError(f"Port {port} for {_PORT_NAMES[name]} is taken; choose another --base-port, or 0 for a free one.")
+        raise LabError(f"Port {port} for {_PORT_NAMES[name]} is taken; choose another --base-port (0: any free).")
     layout.root.mkdir(parents=True, exist_ok=True)
     # Of a lab that was killed; its supervisor's lock is gone, so its processes are too.
     layout.state.unlink(missing_ok=True)

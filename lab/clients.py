@@ -21,8 +21,8 @@ CAPTURE_SHARE = 0.04
 # So that a lab that is forgotten does not fill its disk: after these, one capture every now and then.
 CAPTURES_AT_FULL_RATE = 240
 SECONDS_BETWEEN_LATER_CAPTURES = 30.0
-# A customer may search 200 times a minute: regular traffic stays at half of that.
-RATE_PER_CUSTOMER = 1.7
+# A customer may search 200 times a minute: regular traffic stays well below.
+RATE_PER_CUSTOMER = 2.5
 SPIKE_WORKERS = 32
 SPIKE_RATE = 150.0
 MAX_SPIKE_SECONDS = 1800.0

@@ -58,7 +58,7 @@ def build_control_server(supervisor: Supervisor, host: str, port: int) -> Loopba
             except Exception as error:  # noqa: BLE001 -- the caller waits for an answer, whatever happened
                 self._answer(500, {"message": f"{type(error).__name__}: {error}"})
 
-        do_GET = do_PUT = do_DELETE = do_POST = _serve  # noqa: N815 -- the names are http.server's
+        do_GET = do_PUT = do_DELETE = do_POST = _serve
 
         def _answer(self, status: int, document: Any) -> None:
             body = json.dumps(document).encode()

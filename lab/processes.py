@@ -10,10 +10,12 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 6.0
 
+_prctl: Any
 try:
     _prctl = ctypes.CDLL(None, use_errno=True).prctl
 except (OSError, AttributeError):
@@ -25,9 +27,7 @@ class Child:
     """One named process. It must be started from a thread that lives as long as the supervisor: Linux sends the
     parent-death signal when the thread that started the process ends."""
 
-    def __init__(
-        self, name: str, argv: Sequence[str], cwd: Path, environment: Mapping[str, str], log: Path
-    ) -> None:
+    def __init__(self, name: str, argv: Sequence[str], cwd: Path, environment: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.argv = list(argv)
         self.log = log

@@ -79,7 +79,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         control = build_control_server(self, HOST, self.ports.control)
-        threading.Thread(target=control.serve_forever, daemon=True).start()
+        threading.Thread(target=control.serve_forever, args=(0.05,), daemon=True).start()
         self._worker.submit(self._start_lab)
         while not stop.wait(_LOG_CHECK_SECONDS):
             self._worker.submit(self._cut_logs)

@@ -74,7 +74,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     grpc_server.start()
-    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    threading.Thread(target=http_server.serve_forever, args=(0.05,), daemon=True).start()
     print(f"INFO KyroDB serving on {host}:{port}, dimension {dimension}, data in {data_dir}", flush=True)
     stop.wait()
     http_server.shutdown()

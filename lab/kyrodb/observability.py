@@ -81,7 +81,7 @@ def build_http_server(instance: Instance, host: str, port: int) -> LoopbackServe
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802 -- the name is http.server's
+        def do_GET(self) -> None:
             path = self.path.split("?")[0]
             if path == "/health":
                 status, reason = instance.health()
@@ -111,7 +111,7 @@ def build_http_server(instance: Instance, host: str, port: int) -> LoopbackServe
             self.close_connection = True
             self._answer(405, "text/plain; charset=utf-8", b"")
 
-        do_POST = do_PUT = do_DELETE = do_PATCH = _refuse_method  # noqa: N815 -- the names are http.server's
+        do_POST = do_PUT = do_DELETE = do_PATCH = _refuse_method
 
         def _answer_json(self, status: int, document: dict[str, object]) -> None:
             self._answer(status, "application/json", json.dumps(document, separators=(",", ":")).encode())

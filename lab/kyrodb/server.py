@@ -270,7 +270,7 @@ def build_server(instance: Instance, address: str, tls: tuple[Path, Path] | None
         "CreateSnapshot": (service.create_snapshot, None),
         "GetConfig": (service.get_config, None),
     }
-    handlers = {
+    handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
             _guarded(instance, method, kind),
             request_deserializer=instance.protocol.methods[name][0].FromString,

@@ -75,6 +75,10 @@ def _norm(vector: array[float]) -> float:
     return math.sqrt(sum(map(operator.mul, vector, vector))) or 1.0
 
 
+def _hit(document: Document, vector: array[float], norm: float) -> Hit:
+    return Hit(document, sum(map(operator.mul, vector, document.embedding)) / (norm * document.norm))
+
+
 class Store:
     """Upserts, deletes and cosine search; every change is in the file before it is acknowledged."""
 
@@ -88,6 +92,7 @@ class Store:
         self._hot: set[int] = set()
         self._query_cache: OrderedDict[int, None] = OrderedDict()
         self._search_cache: OrderedDict[tuple[str, int, float, bytes], list[Hit]] = OrderedDict()
+        self._generation = 0
         self._dead_lines = 0
         data_dir.mkdir(parents=True, exist_ok=True)
         self._path = data_dir / "documents.jsonl"
@@ -126,7 +131,6 @@ class Store:
             document.metadata = {**document.metadata, **metadata} if merge else dict(metadata)
             self._append({"op": "meta", "id": doc_id, "metadata": document.metadata})
             self._dead_lines += 1
-            self._forget_cached(document.namespace)
             self._compact_if_due()
             return True
 
@@ -168,17 +172,17 @@ class Store:
             newest = list(itertools.islice(reversed(pool.values()), MAX_SCANNED))
             hot = any(document.doc_id in self._hot for document in newest)
             cold = any(document.doc_id not in self._hot for document in newest)
+            generation = self._generation
             self.counters.hot_tier_hits += hot
             self.counters.hot_tier_misses += not hot
             self.counters.cold_tier_searches += cold
         norm = _norm(vector)
-        scored = (
-            Hit(document, sum(map(operator.mul, vector, document.embedding)) / (norm * document.norm))
-            for document in newest
-        )
+        scored = (_hit(document, vector, norm) for document in newest)
         hits = heapq.nlargest(k, (hit for hit in scored if hit.score >= min_score), key=lambda hit: hit.score)
         with self._lock:
-            self._search_cache[key] = hits
+            # Unless something changed while we computed without the lock.
+            if generation == self._generation:
+                self._search_cache[key] = hits
             if len(self._search_cache) > CACHE_CAPACITY:
                 self._search_cache.popitem(last=False)
         return Found(hits, from_cache=False, hot=hot, cold=cold)
@@ -221,7 +225,8 @@ class Store:
             self._forget_cached(previous.namespace)
         self._documents[document.doc_id] = document
         self._namespaces.setdefault(document.namespace, {})[document.doc_id] = document
-        self._forget_cached(document.namespace)
+        self._generation += 1
+        self._add_to_cached(document)
 
     def _remove(self, doc_id: int) -> None:
         document = self._documents.pop(doc_id)
@@ -229,8 +234,20 @@ class Store:
         self._hot.discard(doc_id)
         self._query_cache.pop(doc_id, None)
         self._forget_cached(document.namespace)
+        self._generation += 1
         self._append({"op": "delete", "id": doc_id})
         self._dead_lines += 2
+
+    def _add_to_cached(self, document: Document) -> None:
+        """A new document joins the cached results that it belongs to, so that inserts do not cool the cache."""
+        for key, hits in self._search_cache.items():
+            namespace, k, min_score, embedding = key
+            if namespace not in ("", document.namespace):
+                continue
+            vector = array("f", embedding)
+            hit = _hit(document, vector, _norm(vector))
+            if hit.score >= min_score:
+                self._search_cache[key] = heapq.nlargest(k, [*hits, hit], key=lambda hit: hit.score)
 
     def _forget_cached(self, namespace: str) -> None:
         for key in [key for key in self._search_cache if key[0] in ("", namespace)]:

@@ -61,19 +61,10 @@ class Service:
         self.authenticator = Authenticator(settings, self.database, self.metrics)
         self.limiter = RateLimiter()
         self.embeddings = EmbeddingService(faults, loads_text_model=True)
-        self._episodes: EpisodeService | None = None
-        self._router: KyroDBRouter | None = None
+        # Both exist once start() is through, and nothing is served before.
+        self.router: KyroDBRouter
+        self.episodes: EpisodeService
         self._checker: HealthChecker | None = None
-
-    @property
-    def episodes(self) -> EpisodeService:
-        assert self._episodes is not None
-        return self._episodes
-
-    @property
-    def router(self) -> KyroDBRouter:
-        assert self._router is not None
-        return self._router
 
     @property
     def checker(self) -> HealthChecker:
@@ -87,23 +78,20 @@ class Service:
         """All or nothing: an exception here ends uvicorn with status 3."""
         try:
             if self.settings.is_head and self.settings.require_llm and not self.settings.llm_api_key:
-                raise RuntimeError(
-                    "LLM_OPENROUTER_API_KEY is required while SERVICE_REQUIRE_LLM_REFLECTION is true"
-                )
+                raise RuntimeError("LLM_OPENROUTER_API_KEY is required while SERVICE_REQUIRE_LLM_REFLECTION is true")
             await asyncio.to_thread(self.database.check_startup)
-            self._router = KyroDBRouter(self.settings)
-            await self._router.connect()
+            self.router = KyroDBRouter(self.settings)
+            await self.router.connect()
         except Exception as error:
             _log.error(f"Startup failed: {error}")
             raise
-        self._episodes = EpisodeService(self.settings, self._router, self.database, self.embeddings)
+        self.episodes = EpisodeService(self.settings, self.router, self.database, self.embeddings)
         await self.embeddings.text("warm up")
         logging.getLogger("src.ingestion.embedding").info("Text model warmed up")
         _log.info("Service started")
 
     async def stop(self) -> None:
-        if self._router is not None:
-            await self._router.close()
+        await self.router.close()
         self.database.close()
         _log.info("Service stopped")
 

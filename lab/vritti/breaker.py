@@ -20,8 +20,7 @@ class KyroDBCircuitBreakerError(Exception):
 
     def __init__(self) -> None:
         super().__init__(
-            "KyroDB temporarily unavailable (circuit breaker open). "
-            f"Retry after {ADVERTISED_TIMEOUT_SECONDS} seconds."
+            f"KyroDB temporarily unavailable (circuit breaker open). Retry after {ADVERTISED_TIMEOUT_SECONDS} seconds."
         )
 
 

@@ -191,9 +191,7 @@ def decode_episode(text: str) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _candidate(
-    hit: Any, query: SearchV010 | SearchHead, image_scores: dict[int, float]
-) -> dict[str, Any] | None:
+def _candidate(hit: Any, query: SearchV010 | SearchHead, image_scores: dict[int, float]) -> dict[str, Any] | None:
     """A result for the hit, or None where one of the query's filters rejects it."""
     metadata = hit.metadata
     if metadata["archived"] == "True" and not query.include_archived:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any
@@ -125,7 +126,7 @@ class HealthChecker:
             return _component("customer_database", "unhealthy", message, _since(started))
         try:
             await asyncio.to_thread(self._database.ping)
-        except Exception as error:
+        except (sqlite3.Error, OSError) as error:
             return _component("customer_database", "unhealthy", f"Database check failed: {error}", _since(started))
         return _component("customer_database", "healthy", "Database responsive", _since(started))
 
@@ -145,9 +146,7 @@ class HealthChecker:
         return _component("embedding_service", status, message, _since(started), metadata)
 
     def _reflection_service(self) -> dict[str, Any]:
-        return _component(
-            "reflection_service", "healthy", "LLM API configured", 0.01, {"api_key_configured": True}
-        )
+        return _component("reflection_service", "healthy", "LLM API configured", 0.01, {"api_key_configured": True})
 
 
 def _latency_message(latency: float, level: str, threshold: float) -> str:

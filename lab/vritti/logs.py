@@ -16,7 +16,8 @@ from lab.vritti.settings import VERSION, Settings
 # Bound by the middleware for the time of a request; authentication adds the customer to it.
 request_context: ContextVar[dict[str, str] | None] = ContextVar("request_context", default=None)
 
-_environment = "development"
+# The same in every event of a process.
+_service = {"service": "episodic-memory", "version": VERSION, "environment": "development"}
 
 
 def configure(settings: Settings, warned_early: bool) -> None:
@@ -25,8 +26,7 @@ def configure(settings: Settings, warned_early: bool) -> None:
     A warning that is logged before the set-up installs Python's default handler on the root logger, and the set-up
     that follows leaves an existing handler alone: level WARNING, stderr, LEVEL:logger:message.
     """
-    global _environment
-    _environment = settings.environment
+    _service["environment"] = settings.environment
     if warned_early:
         logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
         for warning in settings.warnings:
@@ -64,9 +64,7 @@ class EventLog:
             "level": logging.getLevelName(level).lower(),
             "logger": self._logger.name,
             "timestamp": utc_now(),
-            "service": "episodic-memory",
-            "version": VERSION,
-            "environment": _environment,
+            **_service,
         }
         if exception is not None:
             entry["exception"] = "".join(traceback.format_exception(exception))

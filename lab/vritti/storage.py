@@ -114,6 +114,30 @@ CUSTOMER_FIELDS = (
     "created_at",
 )
 
+_CUSTOMER = """
+SELECT customer_id, organization_name, email, subscription_tier, status, monthly_credit_limit,
+    credits_used_current_month, created_at
+FROM customers WHERE customer_id = ?
+"""
+_UPDATE_CUSTOMER = """
+UPDATE customers SET
+    organization_name = coalesce(:organization_name, organization_name),
+    email = coalesce(:email, email),
+    subscription_tier = coalesce(:subscription_tier, subscription_tier),
+    status = coalesce(:status, status),
+    monthly_credit_limit = coalesce(:monthly_credit_limit, monthly_credit_limit),
+    updated_at = :updated_at
+WHERE customer_id = :customer_id
+"""
+_KEYS_BY_ID = """
+SELECT key_id, customer_id, key_hash FROM api_keys
+WHERE key_id = ? AND is_active = 1 AND (expires_at IS NULL OR expires_at > ?)
+"""
+_KEYS_BY_PREFIX = """
+SELECT key_id, customer_id, key_hash FROM api_keys
+WHERE key_prefix = ? AND is_active = 1 AND (expires_at IS NULL OR expires_at > ?)
+"""
+
 # v0.1.0's ids are snowflakes: milliseconds since this moment, shifted by 22 bits.
 _SNOWFLAKE_EPOCH_MS = 1_672_531_200_000
 
@@ -208,9 +232,7 @@ class CustomerDatabase:
             )
             details = {"organization_name": organization_name, "email": email, "subscription_tier": tier}
             self._audit(connection, customer_id, "CREATE", "customer", customer_id, details)
-        customer = self.customer(customer_id)
-        assert customer is not None
-        return customer
+        return Customer(customer_id, organization_name, email, tier, "active", TIER_LIMITS[tier], 0, moment)
 
     def customer(self, customer_id: str) -> Customer | None:
         with self.connection() as connection:
@@ -219,11 +241,8 @@ class CustomerDatabase:
     def update_customer(self, customer_id: str, changes: dict[str, Any]) -> Customer | None:
         with self.connection() as connection:
             if changes:
-                columns = ", ".join(f"{name} = ?" for name in changes)
-                connection.execute(
-                    f"UPDATE customers SET {columns}, updated_at = ? WHERE customer_id = ?",
-                    (*changes.values(), now(), customer_id),
-                )
+                values = {name: changes.get(name) for name in CUSTOMER_FIELDS}
+                connection.execute(_UPDATE_CUSTOMER, {**values, "updated_at": now(), "customer_id": customer_id})
                 # For an unknown customer the update touches nothing and this insert breaks the foreign key.
                 self._audit(connection, customer_id, "UPDATE", "customer", customer_id, changes)
             return self._customer(connection, customer_id)
@@ -280,14 +299,10 @@ class CustomerDatabase:
     def validate_key(self, api_key: str) -> Customer | None:
         """The active customer of a valid key."""
         secret = api_key.removeprefix(KEY_PREFIX)
-        column, value = ("key_id", secret.partition("_")[0]) if self._head else ("key_prefix", secret[:8])
+        query, value = (_KEYS_BY_ID, secret.partition("_")[0]) if self._head else (_KEYS_BY_PREFIX, secret[:8])
         moment = now()
         with self.connection() as connection:
-            rows = connection.execute(
-                f"SELECT key_id, customer_id, key_hash FROM api_keys WHERE {column} = ? AND is_active = 1"
-                " AND (expires_at IS NULL OR expires_at > ?)",
-                (value, moment),
-            ).fetchall()
+            rows = connection.execute(query, (value, moment)).fetchall()
         for row in rows:
             if not _matches(api_key, row["key_hash"]):
                 continue
@@ -360,9 +375,7 @@ class CustomerDatabase:
 
     @staticmethod
     def _customer(connection: sqlite3.Connection, customer_id: str) -> Customer | None:
-        row = connection.execute(
-            f"SELECT {', '.join(CUSTOMER_FIELDS)} FROM customers WHERE customer_id = ?", (customer_id,)
-        ).fetchone()
+        row = connection.execute(_CUSTOMER, (customer_id,)).fetchone()
         return None if row is None else Customer(**dict(row))
 
     @staticmethod

@@ -31,7 +31,10 @@ class ActionModule(ActionBase):
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        _validation, args = self.validate_argument_spec(ARGUMENT_SPEC)
+        try:
+            args = checking.options(self._task.args, ARGUMENT_SPEC)
+        except checking.Wrong as error:
+            raise AnsibleActionFail(f"diagnose: {error}.") from None
         for label, severity in args["severities"].items():
             if severity not in checking.SEVERITIES:
                 raise AnsibleActionFail(f"The severity of {label} is {severity!r}; it is one of {', '.join(checking.SEVERITIES)}.")

@@ -8,6 +8,8 @@ import math
 import re
 import typing as t
 
+# The window of a value that may be old news.
+SINCE_START = "since process start"
 OPERATORS = ("above", "below", "equals", "matches")
 Json = t.Any
 

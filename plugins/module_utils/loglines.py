@@ -7,38 +7,99 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 import typing as t
+from dataclasses import dataclass
 from datetime import datetime, timezone
 
+WINDOW = "window"
 _BLOCK = 256 * 1024
 _ACCESS = re.compile(
     r"(?P<level>[A-Z]+):\s+(?P<client_host>\S+):\d+ - \"(?P<method>[A-Z]+) (?P<path>[^ ?\"]+)[^\"]*\" (?P<status_code>\d{3})\b"
 )
 _PREFIXED = re.compile(r"(?:[A-Z]+:[\w.]+:)?\s*(\{.*\})\s*$")
 # The service's own key first; the others are what common loggers write.
-_TIME = re.compile(r"\"(?:timestamp|time|ts|@timestamp)\":\s*\"?(?P<json>[^\",}]+)|^\[?(?P<plain>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S*)")
+_TIME = re.compile(
+    r"\"(?:timestamp|time|ts|@timestamp)\":\s*\"?(?P<json>[^\",}]+)|^\[?(?P<plain>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S*)",
+    re.MULTILINE,
+)
 
 
-def lines_from_end(path: str, max_bytes: int) -> t.Iterator[bytes]:
-    """The file's lines, newest first. A last line without a newline is still being written and is left out."""
+@dataclass
+class Window:
+    """The end of a log: its text, the oldest time in it, and what bounds it at the front."""
+
+    text: str
+    oldest: float | None
+    bound: str
+
+
+def read_window(path: str, start: float, max_bytes: int, deadline: float) -> Window:
+    """The whole lines since `start`, found by reading blocks from the end. A last line still being written is left out.
+
+    Lines without a time belong to the one before them that has one.
+    """
+    pieces: list[bytes] = []
+    bound = "start of the log"
     with open(path, "rb") as file:
-        at = file.seek(0, os.SEEK_END)
-        stop = max(0, at - max_bytes)
-        tail = b""
-        first = True
-        while at > stop:
-            size = min(_BLOCK, at - stop)
+        at = end = file.seek(0, os.SEEK_END)
+        while at > 0:
+            if end - at >= max_bytes:
+                bound = f"last {max_bytes // 1024 // 1024} MiB, which are all that is read"
+                break
+            if time.monotonic() > deadline:
+                bound = f"last {(end - at) // 1024} KiB, when the time was up"
+                break
+            size = min(_BLOCK, at)
             at -= size
             file.seek(at)
-            pieces = (file.read(size) + tail).split(b"\n")
-            tail = pieces[0]
-            complete = pieces[1:]
-            if first and complete:
-                complete.pop()
-                first = False
-            yield from reversed(complete)
-        if at == 0 and tail and not first:
-            yield tail
+            block = file.read(size)
+            pieces.append(block)
+            first = time_of(block[block.find(b"\n") + 1 :].decode("utf-8", "replace"))
+            if first is not None and first < start:
+                bound = WINDOW
+                break
+    data = b"".join(reversed(pieces))
+    data = data[(data.find(b"\n") + 1 if at > 0 else 0) : data.rfind(b"\n") + 1]
+    text = data.decode("utf-8", "replace")
+    if bound == WINDOW or start_is_in(text, start):
+        bound = WINDOW
+        text = _cut(text, start)
+    return Window(text, time_of(text), bound)
+
+
+def start_is_in(text: str, start: float) -> bool:
+    """Whether the text goes back to before `start`."""
+    first = time_of(text)
+    return first is not None and first < start
+
+
+def _cut(text: str, start: float) -> str:
+    """The text from the first line on that is not older than `start`."""
+    for found in _TIME.finditer(text):
+        moment = seconds(found["json"] or found["plain"])
+        if moment is not None and moment >= start:
+            return text[text.rfind("\n", 0, found.start()) + 1 :]
+    return ""
+
+
+def matching(text: str, pattern: re.Pattern[str]) -> t.Iterator[str]:
+    """The lines that the pattern matches. It runs over the whole text, which is many times quicker than line by line."""
+    at = 0
+    while True:
+        hit = pattern.search(text, at)
+        if hit is None or hit.start() >= len(text):
+            return
+        begin = text.rfind("\n", 0, hit.start()) + 1
+        end = text.find("\n", hit.start())
+        end = len(text) if end == -1 else end
+        line = text[begin:end]
+        # A pattern such as [^x]* may have run on into the next line.
+        if hit.end() <= end or pattern.search(line):
+            yield line
+        at = end + 1
+        if at > len(text):
+            return
 
 
 def seconds(text: str) -> float | None:
@@ -63,9 +124,9 @@ def seconds(text: str) -> float | None:
     return moment + float(found[2] or 0)
 
 
-def time_of(line: str) -> float | None:
-    """The time that a line carries, or None; plain lines and access lines carry none."""
-    found = _TIME.search(line)
+def time_of(text: str) -> float | None:
+    """The first time that a text carries, or None; plain lines and access lines carry none."""
+    found = _TIME.search(text)
     return seconds(found["json"] or found["plain"]) if found else None
 
 

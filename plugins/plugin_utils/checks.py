@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import typing as t
 
@@ -48,13 +49,26 @@ CHECK_SPEC: dict[str, t.Any] = {
 CAUSE_SPEC: dict[str, t.Any] = {
     "breach": {"type": "list", "elements": "str", "required": True},
     "ok": {"type": "list", "elements": "str", "default": []},
+    "fresh": {"type": "list", "elements": "str", "default": []},
     "summary": {"type": "str", "required": True},
-    "next_step": {"type": "str", "default": ""},
 }
 
 
 class Wrong(ValueError):
     """A check, a source or a cause says something that it cannot; the message is one sentence."""
+
+
+def plain(data: t.Any) -> t.Any:
+    """The data without Ansible's tags on every value, which make copying it, as validation does, many times slower."""
+    return json.loads(json.dumps(data, default=str))
+
+
+def options(arguments: t.Any, spec: dict[str, t.Any]) -> dict[str, t.Any]:
+    """A task's arguments with types and defaults, or Wrong."""
+    result = ArgumentSpecValidator(spec).validate(plain(arguments))
+    if result.error_messages:
+        raise Wrong(result.error_messages[0])
+    return t.cast("dict[str, t.Any]", result.validated_parameters)
 
 
 def _validated(data: t.Any, spec: dict[str, t.Any], what: str, **rules: t.Any) -> dict[str, t.Any]:
@@ -170,7 +184,7 @@ def validate_causes(data: t.Any, names: t.Container[str]) -> list[dict[str, t.An
     causes = []
     for place, item in enumerate(data or [], 1):
         cause = _validated(item, CAUSE_SPEC, f"cause {place}")
-        for other in cause["breach"] + cause["ok"]:
+        for other in cause["breach"] + cause["ok"] + cause["fresh"]:
             if other not in names:
                 raise Wrong(f"cause {place} names {other!r}, which is no check of this runbook")
         causes.append(cause)

@@ -225,7 +225,11 @@ def summarise(findings: t.Sequence[Finding], causes: t.Sequence[t.Mapping[str, t
     unknown = [item for item in findings if item["status"] == "unknown"]
     rest = f" {len(unknown)} of {len(findings)} checks gave no answer." if unknown else ""
     for cause in causes:
-        if all(by_id[name]["status"] == "breach" for name in cause["breach"]) and all(by_id[name]["status"] == "ok" for name in cause["ok"]):
+        if (
+            all(by_id[name]["status"] == "breach" for name in cause["breach"])
+            and all(by_id[name]["status"] == "ok" for name in cause["ok"])
+            and not any(by_id[name]["evidence"].get("window") == judge.SINCE_START for name in cause["fresh"])
+        ):
             by_id[cause["breach"][0]]["evidence"]["cause"] = True
             values = {item["id"]: judge.show(item["observed"], item["unit"]) for item in findings}
             return string.Template(cause["summary"]).safe_substitute(values) + rest
@@ -241,7 +245,8 @@ def summarise(findings: t.Sequence[Finding], causes: t.Sequence[t.Mapping[str, t
     good = [item for item in findings if item["status"] == "ok"]
     if not good:
         return "Nothing could be established: every check was skipped."
-    return f"Nothing wrong: {len(good)} checks are ok; {good[0]['title']} is {judge.show(good[0]['observed'], good[0]['unit'])}."
+    measured = next((item for item in good if item["unit"]), good[0])
+    return f"Nothing wrong: {len(good)} checks are ok; {measured['title']} is {_observed(measured)}."
 
 
 def _observed(item: Finding) -> str:

@@ -52,9 +52,9 @@ def next_finding(findings: t.Sequence[t.Mapping[str, t.Any]]) -> t.Mapping[str, 
     return (cause or wrong or [None])[0]
 
 
-def _urgency(item: t.Mapping[str, t.Any]) -> tuple[int, int]:
+def _urgency(item: t.Mapping[str, t.Any]) -> tuple[int, bool, int]:
     severity = {"critical": 0, "high": 1, "medium": 2, "low": 3}.get(item["severity"], 4)
-    return _ORDER.get(item["status"], 3), severity
+    return _ORDER.get(item["status"], 3), not item["evidence"].get("cause"), severity
 
 
 def _table(findings: t.Sequence[t.Mapping[str, t.Any]], width: int, paint: Paint) -> list[str]:
@@ -62,6 +62,10 @@ def _table(findings: t.Sequence[t.Mapping[str, t.Any]], width: int, paint: Paint
     for item in sorted((item for item in findings if item["status"] in _ORDER), key=_urgency):
         status = item["label"] if item["status"] == "breach" else item["status"]
         observed = judge.show(item["observed"], item["unit"])
+        if item["evidence"].get("worst"):
+            observed += f" ({item['evidence']['worst']})"
+        if item["evidence"].get("window") == judge.SINCE_START:
+            observed += f", {judge.SINCE_START}"
         then = item["next_step"] if item["status"] == "breach" else ""
         reason = str(item["evidence"].get("reason") or "")
         if item["status"] == "unknown" or (item["status"] == "breach" and reason):

@@ -168,7 +168,7 @@ class RunningLab:
         self,
         method: str,
         instance: str = "text",
-        metadata: tuple[tuple[str, str], ...] = (),
+        headers: tuple[tuple[str, str], ...] = (),
         credentials: grpc.ChannelCredentials | None = None,
         timeout: float = 10,
         **fields: Any,
@@ -178,7 +178,7 @@ class RunningLab:
         channel = grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
         with channel:
             message = self.protocol.methods[method][0](**fields)
-            return self.protocol.stub(channel, method)(message, timeout=timeout, metadata=metadata)
+            return self.protocol.stub(channel, method)(message, timeout=timeout, metadata=headers)
 
     def refused(self, method: str, instance: str = "text", **arguments: Any) -> tuple[grpc.StatusCode, str]:
         """The status and details with which an RPC fails."""

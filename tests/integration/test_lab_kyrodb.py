@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -89,7 +90,7 @@ def test_bulk_query_reports_misses_as_not_found(lab: RunningLab) -> None:
         ("CreateSnapshot", {"path": "/backup"}, "path must be empty"),
     ],
 )
-def test_invalid_arguments(lab: RunningLab, method: str, fields: dict[str, object], details: str) -> None:
+def test_invalid_arguments(lab: RunningLab, method: str, fields: dict[str, Any], details: str) -> None:
     code, message = lab.refused(method, **fields)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert details in message
@@ -135,14 +136,16 @@ def test_a_snapshot_is_a_file_in_the_data_directory(lab: RunningLab) -> None:
 )
 def test_what_does_not_exist_is_unimplemented(lab: RunningLab, path: str) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{lab.ports['kyrodb_text']}") as channel:
+        call: Any = channel.unary_unary(path)
         with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary(path)(b"", timeout=10)
+            call(b"", timeout=10)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_an_empty_message_is_a_health_request(lab: RunningLab) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{lab.ports['kyrodb_text']}") as channel:
-        answer: bytes = channel.unary_unary("/kyrodb.v1.KyroDBService/Health")(b"", timeout=10)
+        call: Any = channel.unary_unary("/kyrodb.v1.KyroDBService/Health")
+        answer = call(b"", timeout=10)
     assert answer.startswith(b"\x08\x01")
 
 
@@ -215,9 +218,9 @@ def test_the_wrong_dimension_is_a_matter_of_configuration(tmp_path: Path) -> Non
 def test_api_key(tmp_path: Path) -> None:
     with running_lab(tmp_path, "--kyrodb-api-key", "kyro_lab_secret") as lab:
         assert lab.refused("Health")[0] is grpc.StatusCode.UNAUTHENTICATED
-        assert lab.refused("Health", metadata=(("x-api-key", "wrong"),))[0] is grpc.StatusCode.UNAUTHENTICATED
-        assert lab.call("Health", metadata=(("x-api-key", "kyro_lab_secret"),)).status == 1
-        assert lab.call("Health", metadata=(("authorization", "Bearer kyro_lab_secret"),)).status == 1
+        assert lab.refused("Health", headers=(("x-api-key", "wrong"),))[0] is grpc.StatusCode.UNAUTHENTICATED
+        assert lab.call("Health", headers=(("x-api-key", "kyro_lab_secret"),)).status == 1
+        assert lab.call("Health", headers=(("authorization", "Bearer kyro_lab_secret"),)).status == 1
         assert lab.http("text", "/health").status == 200
         assert lab.http("text", "/usage").status == 401
         assert lab.http("text", "/usage", {"X-API-Key": "kyro_lab_secret"}).status == 200

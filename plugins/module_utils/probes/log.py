@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -70,39 +69,45 @@ def describe(source: t.Mapping[str, t.Any]) -> str:
 
 
 def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """Read back to the window's start, and calculate from the lines that match."""
-    where, lines = _open(context, source)
-    reading = _Reading(context, source)
+    """Take the window that several checks may share, and calculate from the lines that match."""
+    path = _resolve(context, source["path"])
+    now = time.time()
+
+    def read() -> loglines.Window:
+        if path.startswith(JOURNAL):
+            return _journal(path[len(JOURNAL) :], source["window"], now, context.timeout)
+        return loglines.read_window(path, now - source["window"], MAX_BYTES, time.monotonic() + context.timeout)
+
     try:
-        reading.take(lines)
+        window = context.once(("log", path, source["window"]), read)
     except PermissionError:
-        raise NoAnswer(f"The log {where} may not be read by {procfs.user(os.geteuid())}; run with -b.", "permission") from None
+        raise NoAnswer(f"The log {path} may not be read by {procfs.user(os.geteuid())}; run with -b.", "permission") from None
     except FileNotFoundError:
-        raise NoAnswer(f"The log {where} does not exist.", "no data") from None
+        raise NoAnswer(f"The log {path} does not exist.", "no data") from None
     except OSError as error:
-        raise NoAnswer(f"The log {where} cannot be read: {error.strerror}.", "error") from None
-    return reading.result(where)
+        raise NoAnswer(f"The log {path} cannot be read: {error.strerror}.", "error") from None
+    reading = _Reading(source, window, now)
+    reading.take()
+    return reading.result(path)
 
 
-def _open(context: Context, source: t.Mapping[str, t.Any]) -> tuple[str, t.Iterator[bytes]]:
-    path = source["path"]
-    if path.startswith(STDOUT):
-        port = int(path[len(STDOUT) :])
-        found = context.once(("process", port, None), lambda: procfs.listeners(port))
-        if not found:
-            raise NoAnswer(f"Nothing listens on port {port}, so its output is not known.", "no data")
-        path = procfs.output_of(found[0])
-        if not path:
-            raise Absent(f"The output of what listens on port {port} goes neither to a file nor to the journal.")
-    if path.startswith(JOURNAL):
-        unit = path[len(JOURNAL) :]
-        return path, _journal(unit, source["window"], context.timeout)
-    return path, loglines.lines_from_end(path, MAX_BYTES)
+def _resolve(context: Context, path: str) -> str:
+    """The file or journal:<unit> that a path stands for."""
+    if not path.startswith(STDOUT):
+        return path
+    port = int(path[len(STDOUT) :])
+    found = context.once(("process", port, None), lambda: procfs.listeners(port))
+    if not found:
+        raise NoAnswer(f"Nothing listens on port {port}, so its output is not known.", "no data")
+    path = context.once(("output", found[0]), lambda: procfs.output_of(found[0]))
+    if not path:
+        raise Absent(f"The output of what listens on port {port} goes neither to a file nor to the journal.")
+    return path
 
 
-def _journal(unit: str, window: float, timeout: float) -> t.Iterator[bytes]:
-    """The unit's messages, newest first, each with the journal's own time in front."""
-    command = ["journalctl", f"--unit={unit}", f"--since=@{int(time.time() - window)}", "--output=json", "--reverse", "--lines=200000", "--no-pager", "--quiet"]
+def _journal(unit: str, seconds: float, now: float, timeout: float) -> loglines.Window:
+    """The unit's messages of the window; the journal itself keeps the time."""
+    command = ["journalctl", f"--unit={unit}", f"--since=@{int(now - seconds)}", "--output=cat", "--lines=200000", "--no-pager", "--quiet"]
     try:
         done = subprocess.run(command, capture_output=True, timeout=timeout, check=False, env={**os.environ, "LC_ALL": "C"})
     except FileNotFoundError:
@@ -112,71 +117,46 @@ def _journal(unit: str, window: float, timeout: float) -> t.Iterator[bytes]:
     if done.returncode or b"insufficient permissions" in done.stderr:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise NoAnswer(f"The journal of {unit} cannot be read ({said[-1] if said else f'status {done.returncode}'}); run with -b.", "permission")
-    for line in done.stdout.splitlines():
-        try:
-            entry = json.loads(line)
-            message = entry["MESSAGE"]
-            at = int(entry["__REALTIME_TIMESTAMP"]) / 1e6
-        except (ValueError, KeyError, TypeError):
-            continue
-        text = bytes(message).decode("utf-8", "replace") if isinstance(message, list) else str(message)
-        yield f"\0{at}\0{text}".encode()
+    return loglines.Window(done.stdout.decode("utf-8", "replace"), now - seconds, loglines.WINDOW)
 
 
 class _Reading:
-    """Takes lines newest first and keeps only what the answer needs."""
+    """Counts the lines that match."""
 
-    def __init__(self, context: Context, source: t.Mapping[str, t.Any]) -> None:
+    def __init__(self, source: t.Mapping[str, t.Any], window: loglines.Window, now: float) -> None:
         self.source = source
-        self.deadline = time.monotonic() + context.timeout
-        self.now = time.time()
-        self.since = re.compile(source["since"]) if source["since"] else None
-        self.match = re.compile(source["match"])
-        self.of = re.compile(source["of"]) if source["of"] else None
+        self.window = window
+        self.now = now
+        self.text = window.text
+        self.bound = window.bound
         self.where = {key: re.compile(str(pattern)) for key, pattern in source["where"].items()}
-        self.oldest: float | None = None
-        self.read = self.matched = self.whole = self.unreadable = 0
+        self.matched = self.whole = self.unreadable = 0
         self.numbers: dict[str, list[float]] = {}
         self.groups: Counter[str] = Counter()
         self.distinct: set[str] = set()
         self.newest: list[str] = []
-        self.stopped: str | None = None
 
-    def take(self, lines: t.Iterator[bytes]) -> None:
-        for raw in lines:
-            self.read += 1
-            if self.read % 1000 == 0 and time.monotonic() > self.deadline:
-                self.stopped = f"line where reading stopped after {self.read} lines, when the time was up"
-                return
-            line = raw.decode("utf-8", "replace").rstrip("\r")
-            at = None
-            if line.startswith("\0"):
-                _nothing, stamp, line = line.split("\0", 2)
-                at = float(stamp)
-            else:
-                at = loglines.time_of(line)
-            if at is not None:
-                if self.since is None and at < self.now - self.source["window"]:
-                    self.stopped = "window"
-                    return
-                self.oldest = at
-            if self.since and self.since.search(line):
-                self.stopped = "since"
-                return
+    def take(self) -> None:
+        if self.source["since"]:
+            last = None
+            for last in re.finditer(self.source["since"], self.text):
+                pass
+            if last:
+                self.text = self.text[last.end() :]
+                self.bound = "since"
+        for line in loglines.matching(self.text, re.compile(self.source["match"])):
             self._count(line)
-        self.stopped = self.stopped or "start of the log"
+        if self.source["of"]:
+            pattern = re.compile(self.source["of"])
+            self.whole = sum(1 for line in loglines.matching(self.text, pattern) if not self.where or self._wanted(loglines.fields_of(line)))
+
+    def _wanted(self, fields: t.Mapping[str, t.Any]) -> bool:
+        return all(pattern.search(str(fields.get(key, ""))) for key, pattern in self.where.items())
 
     def _count(self, line: str) -> None:
-        matched = self.match.search(line) is not None
-        whole = self.of is not None and self.of.search(line) is not None
-        if not (matched or whole):
-            return
         needs_fields = self.where or self.source["field"] or self.source["by"]
         fields = loglines.fields_of(line) if needs_fields else {}
-        if not all(pattern.search(str(fields.get(key, ""))) for key, pattern in self.where.items()):
-            return
-        self.whole += whole
-        if not matched:
+        if not self._wanted(fields):
             return
         if self.source["field"]:
             value = fields.get(self.source["field"])
@@ -193,16 +173,17 @@ class _Reading:
         self.matched += 1
         if self.source["by"]:
             self.groups[str(fields.get(self.source["by"], "?"))] += 1
-        if self.source["match"] and len(self.newest) < NEWEST:
-            self.newest.append(mask_text(line)[:LINE])
+        if self.source["match"]:
+            self.newest = [*self.newest[-NEWEST + 1 :], line]
 
     def result(self, where: str) -> dict[str, t.Any]:
-        if not self.read and self.stopped != "window":
+        if not self.text and self.window.bound == "start of the log":
             return {"value": None, "samples": 0, "evidence": {"log": where}, "note": f"{where} is empty"}
         covered, note = self._covered()
-        evidence: dict[str, t.Any] = {"log": where, "lines_read": self.read, "matched": self.matched, "window": covered}
+        lines = self.text.count("\n")
+        evidence: dict[str, t.Any] = {"log": where, "lines": lines, "matched": self.matched, "window": covered}
         if self.newest:
-            evidence["newest"] = self.newest
+            evidence["newest"] = [mask_text(line.rstrip())[:LINE] for line in reversed(self.newest)]
         if self.groups:
             evidence[f"by_{self.source['by']}"] = [{self.source["by"]: name, "count": count} for name, count in self.groups.most_common(TOP)]
         if self.unreadable:
@@ -220,7 +201,7 @@ class _Reading:
         elif kind == "distinct":
             value = len(self.distinct)
         elif kind == "rate":
-            seconds = self.now - self.oldest if self.stopped != "window" and self.oldest else self.source["window"]
+            seconds = self.now - self.window.oldest if self.bound != loglines.WINDOW and self.window.oldest else self.source["window"]
             value = self.matched / max(1.0, seconds)
         else:
             value = self.matched
@@ -241,10 +222,10 @@ class _Reading:
         return rows[0][0], rows[0][1], note
 
     def _covered(self) -> tuple[str, str | None]:
-        if self.stopped == "window":
+        if self.bound == loglines.WINDOW:
             return f"{self.source['window']:g} s", None
-        if self.stopped == "since":
+        if self.bound == "since":
             return f"since the line matching {self.source['since']!r}", None
-        if self.oldest is None:
-            return "not established", f"no line carries a time; all {self.read} lines were taken"
-        return f"{max(0.0, self.now - self.oldest):.0f} s, to the {self.stopped}", None
+        if self.window.oldest is None:
+            return "not established", f"no line carries a time; the {self.bound} was taken whole"
+        return f"{max(0.0, self.now - self.window.oldest):.0f} s: the {self.bound}", None

@@ -137,8 +137,8 @@ class _Scrape:
         if result["samples"] < least:
             # The slow first requests after a start would pass for the percentile.
             return {"value": None, "samples": result["samples"], "note": f"{result['samples']:.0f} since process start, and {least} are needed"}
-        result["evidence"]["window"] = "since process start"
-        result["note"] = f"since process start, {why}"
+        result["evidence"]["window"] = judge.SINCE_START
+        result["note"] = f"{judge.SINCE_START}, {why}"
         return result
 
     def _increase(self, selector: exposition.Selector, suffix: str = "") -> exposition.Series:
@@ -183,8 +183,8 @@ class _Scrape:
             if started is None and self.source["change"] == "rate":
                 raise NoAnswer(f"a rate of {self.selector.name} needs two scrapes or {START}; set runbook_sample_seconds above 0.", "no data")
             seconds = max(1e-3, time.time() - (started or 0.0))
-            window = "since process start"
-            note = "since process start, without a sample time"
+            window = judge.SINCE_START
+            note = f"{judge.SINCE_START}, without a sample time"
         scale = 1.0 / seconds if self.source["change"] == "rate" else 1.0
         result = self._value({labels: value * scale for labels, value in gained.items()})
         result["evidence"]["window"] = window
