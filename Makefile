@@ -52,6 +52,7 @@ docs: .venv/.test ## regenerate docs/reference from the plugins' documentation
 pins: ## resolve requirements/*.in to the newest versions
 	@scripts/pins.sh
 
-clean: ## remove everything that these targets made
-	rm -rf .venv .venv-* .test .ansible .mypy_cache .ruff_cache .pytest_cache .hypothesis .molecule
+clean: ## stop the lab and remove everything that these targets made, reports and records excepted
+	@test ! -d .lab || $(BIN)/python -m lab down
+	rm -rf .lab .venv .venv-* .test .ansible .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -38,7 +38,7 @@ def _route(supervisor: Supervisor, method: str, path: list[str]) -> Callable[[],
 
 
 def build_control_server(supervisor: Supervisor, host: str, port: int) -> LoopbackServer:
-    from lab.supervisor import UnknownProcessError
+    from lab.supervisor import ChangeFailedError, UnknownProcessError
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -55,6 +55,8 @@ def build_control_server(supervisor: Supervisor, host: str, port: int) -> Loopba
                 self._answer(200, action())
             except (UnknownFaultError, UnknownProcessError) as error:
                 self._answer(404, {"message": str(error)})
+            except ChangeFailedError as error:
+                self._answer(409, {"message": str(error)})
             except Exception as error:  # noqa: BLE001 -- the caller waits for an answer, whatever happened
                 self._answer(500, {"message": f"{type(error).__name__}: {error}"})
 

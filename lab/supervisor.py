@@ -47,6 +47,10 @@ class UnknownProcessError(Exception):
     """A process that the lab does not have."""
 
 
+class ChangeFailedError(Exception):
+    """A change that could not be made, or that did not have the effect that it should have."""
+
+
 class AlreadyRunningError(Exception):
     """Another supervisor holds the lock of this data directory."""
 
@@ -64,9 +68,10 @@ class Supervisor:
         self._active: dict[str, list[str]] = {}
         # An outage may have opened Vritti's breaker; only a new process is surely without it.
         self._breaker_suspect = False
-        self._lock_file = layout.lock.open("a")
+        # A bare descriptor that nothing closes: the lock goes when the process does, and not a moment before.
+        lock = os.open(layout.lock, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise AlreadyRunningError from error
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="changes")
@@ -297,9 +302,9 @@ class Supervisor:
     def _restart(self, name: str) -> str:
         self.children[name].stop()
         problem = self._start(name)
-        if name != VRITTI and self.children[VRITTI].pid is None:
-            return problem or f"{name} restarted. vritti does not run."
-        return problem or f"{name} restarted."
+        if problem is not None:
+            raise ChangeFailedError(problem)
+        return f"{name} restarted."
 
     def _cure(self, process: str) -> None:
         """A new process is free of what its predecessor suffered from, where a restart is a cure."""
@@ -318,11 +323,9 @@ class Supervisor:
             return f"{fault.service} {fault.name} is already active."
         for child in self.children.values():
             if child.pid is None and child.name in fault.processes and fault.how != catalogue.STOP:
-                return f"{fault.name} needs {child.name}, which does not run; restart it first."
+                raise ChangeFailedError(f"{fault.name} needs {child.name}, which does not run; restart it first.")
         if fault.how == catalogue.STUCK_BREAKER:
-            problem = self._stick_breaker()
-            if problem is not None:
-                return problem
+            self._stick_breaker()
         elif fault.how == catalogue.CLIENT:
             argv = self._client_argv(_SPIKES[fault.name])
             template = self.children[CLIENTS]
@@ -362,19 +365,24 @@ class Supervisor:
         if fault.opens_breaker:
             time.sleep(_RECONNECT_SECONDS)
         self._write_state()
-        sentences = [problem for problem in problems if problem] or [f"{fault.service} {fault.name} healed."]
+        if any(problems):
+            raise ChangeFailedError(" ".join(problem for problem in problems if problem))
+        sentence = f"{fault.service} {fault.name} healed."
         if fault.opens_breaker:
-            sentences.append("Vritti's circuit breaker may have opened meanwhile: only `restart vritti` closes it.")
-        return " ".join(sentences)
+            sentence += " Vritti's circuit breaker may have opened meanwhile: only `restart vritti` closes it."
+        return sentence
 
     def _heal_all(self) -> str:
         """Back to a lab as it was after `up`: unlike healing one fault, this includes what faults left behind."""
-        healed = []
+        healed: list[str] = []
+        problems: list[str | None] = []
         for fault in FAULTS:
             if fault.name in self._active:
                 healed.append(fault.name)
-                self._heal(fault)
-        problems = []
+                try:
+                    self._heal(fault)
+                except ChangeFailedError as error:
+                    problems.append(str(error))
         names = [name for name in PROCESSES if name != CLIENTS or self.options.traffic > 0]
         for name in names:
             if self.children[name].pid is None:
@@ -384,10 +392,11 @@ class Supervisor:
             healed.append("the circuit breaker (vritti restarted)")
             self.children[VRITTI].stop()
             problems.append(self._start(VRITTI))
-        sentences = [f"Healed: {', '.join(healed)}." if healed else "Nothing to heal."]
-        return " ".join(sentences + [problem for problem in problems if problem])
+        if any(problems):
+            raise ChangeFailedError(" ".join(problem for problem in problems if problem))
+        return f"Healed: {', '.join(healed)}." if healed else "Nothing to heal."
 
-    def _stick_breaker(self) -> str | None:
+    def _stick_breaker(self) -> None:
         """Cause what the fault is named after: an outage, five failures, and KyroDB's return."""
         for name in (KYRODB_TEXT, KYRODB_IMAGE):
             self.children[name].stop()
@@ -396,7 +405,8 @@ class Supervisor:
             _answers(f"http://{HOST}:{self.ports.vritti}/health/readiness")
         problems = [self._start(name) for name in (KYRODB_TEXT, KYRODB_IMAGE)]
         time.sleep(_RECONNECT_SECONDS)
-        return " ".join(problem for problem in problems if problem) or None
+        if any(problems):
+            raise ChangeFailedError(" ".join(problem for problem in problems if problem))
 
     def _stop_all(self) -> None:
         children = [*self._extra.values(), *(self.children[name] for name in (CLIENTS, VRITTI))]

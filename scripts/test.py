@@ -201,7 +201,8 @@ class Runner:
     # The five parts.
 
     def lint(self) -> None:
-        run = functools.partial(self.run, "lint", env={"NO_COLOR": "1"})
+        # Some of these keep logs and caches in the home directory.
+        run = functools.partial(self.run, "lint", env={"NO_COLOR": "1", "HOME": str(WORK / "home")})
         run("ruff check", ["ruff", "check", "."])
         run("ruff format", ["ruff", "format", "--check", "--output-format", "concise", "."])
         run("mypy", ["mypy"])
@@ -460,7 +461,7 @@ def install_programs() -> None:
         for command in (["apt-get", "update"], ["apt-get", "install", "--yes", "--no-install-recommends", *missing]):
             env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
             if subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=env, check=False
             ).returncode:
                 print(f"{' '.join(command)} failed: see .test/apt.log", flush=True)
 
@@ -471,7 +472,7 @@ def main(arguments: list[str]) -> int:
         print(f"{', '.join(unknown)}: no such part; the parts are {', '.join(PARTS)}", file=sys.stderr)
         return 2
     parts = tuple(part for part in PARTS if part in arguments) or PARTS
-    WORK.mkdir(exist_ok=True)
+    WORK.joinpath("home").mkdir(parents=True, exist_ok=True)
     install_programs()
     if not have("git"):
         print("git is needed to know which files belong to the checkout", file=sys.stderr)
@@ -479,6 +480,7 @@ def main(arguments: list[str]) -> int:
 
     summary = Summary(parts)
     runner = Runner(summary)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Two at a time where time does not matter; integration tests and scenarios measure it, so they run alone.
     lanes = [[part for part in parts if part in lane] for lane in (("lint", "sanity"), ("unit",))]
     rest = [part for part in parts if part in {"integration", "molecule"}]

@@ -21,7 +21,7 @@ if [ ! -x "$venv/bin/python" ]; then
     echo "venv: $venv from $("$python" --version)"
     "$python" -m venv "$venv"
 fi
-echo "venv: installing $* into $venv (about a minute when it is new)"
+echo "venv: installing $* into $venv"
 requirements=()
 for file in "$@"; do
     requirements+=(-r "$file")

@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 import typing as t
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError, AnsibleUndefinedVariable
 from ansible.plugins.action import ActionBase
@@ -37,10 +37,14 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"diagnose: {error}.") from None
         for label, severity in args["severities"].items():
             if severity not in checking.SEVERITIES:
-                raise AnsibleActionFail(f"The severity of {label} is {severity!r}; it is one of {', '.join(checking.SEVERITIES)}.")
+                raise AnsibleActionFail(
+                    f"The severity of {label} is {severity!r}; it is one of {', '.join(checking.SEVERITIES)}."
+                )
         checks, bad = checking.validate_checks(args["checks"], args["severities"])
         if not checks and not bad:
-            raise AnsibleActionFail(f"The runbook {args['runbook']} has no checks for {args['service']}, so there is nothing to diagnose.")
+            raise AnsibleActionFail(
+                f"The runbook {args['runbook']} has no checks for {args['service']}, so there is nothing to diagnose."
+            )
         mistakes = [why for _name, _title, why in bad]
         names = {check["id"] for check in checks}
         try:
@@ -54,16 +58,28 @@ class ActionModule(ActionBase):
         seen = self._look(checks, args, secrets, task_vars)
         problem = seen.get("problem")
         if problem:
-            looks = {check["id"]: {"looks": [{"outcome": "no_answer", "note": problem}], "unmet": []} for check in checks}
+            looks = {
+                check["id"]: {"looks": [{"outcome": "no_answer", "note": problem}], "unmet": []} for check in checks
+            }
             # What cannot be looked at is not known, also where silence would be the incident.
             checks = [{**check, "on_no_data": "unknown"} for check in checks]
         else:
             looks = seen["looks"]
         host = str(task_vars.get("inventory_hostname", ""))
-        path = os.path.join(os.path.expanduser(args["report_dir"]), args["runbook"], re.sub(r"[^\w.@+-]", "_", host) + ".json") if args["report_dir"] else None
+        path = (
+            os.path.join(
+                os.path.expanduser(args["report_dir"]), args["runbook"], re.sub(r"[^\w.@+-]", "_", host) + ".json"
+            )
+            if args["report_dir"]
+            else None
+        )
         findings = diagnosing.judge_all(checks, bad, looks, args["severities"], _search, started_at, _previous(path))
         status, severity, label = diagnosing.overall(findings)
-        summary = f"{host} could not be looked at: {problem}" if problem else diagnosing.summarise(findings, [c for c in causes if names.issuperset(c["breach"] + c["ok"])])
+        summary = (
+            f"{host} could not be looked at: {problem}"
+            if problem
+            else diagnosing.summarise(findings, [c for c in causes if names.issuperset(c["breach"] + c["ok"])])
+        )
         diagnosis: dict[str, t.Any] = {
             "schema": diagnosing.SCHEMA,
             "runbook": args["runbook"],
@@ -94,7 +110,7 @@ class ActionModule(ActionBase):
         return result
 
     def _secrets(self, checks: t.Sequence[dict[str, t.Any]]) -> dict[str, str]:
-        """Resolve each secret on its own: one that cannot be decrypted costs the sources that want it, not the diagnosis."""
+        """Resolve each secret on its own: one that cannot be decrypted costs its sources, not the diagnosis."""
         values: dict[str, str] = {}
         problems: dict[str, str] = {}
         for source in (source for check in checks for source in check["sources"]):
@@ -106,7 +122,9 @@ class ActionModule(ActionBase):
                     except ValueError as error:
                         problems[name] = str(error)
                 # An empty API key means that the instance wants none; an empty header would be sent.
-                problem = problems.get(name) or (f"The secret {name} is empty." if not values[name] and name != api_key else None)
+                problem = problems.get(name) or (
+                    f"The secret {name} is empty." if not values[name] and name != api_key else None
+                )
                 if problem:
                     source["problem"] = problem
         return values
@@ -123,7 +141,13 @@ class ActionModule(ActionBase):
             raise ValueError(f"The secret {name} cannot be resolved.") from None
         return value
 
-    def _look(self, checks: list[dict[str, t.Any]], args: dict[str, t.Any], secrets: dict[str, str], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+    def _look(
+        self,
+        checks: list[dict[str, t.Any]],
+        args: dict[str, t.Any],
+        secrets: dict[str, str],
+        task_vars: dict[str, t.Any],
+    ) -> dict[str, t.Any]:
         """Call the module once; whatever keeps it from running becomes a sentence."""
         wire = {
             "runbook": args["runbook"],
@@ -134,7 +158,9 @@ class ActionModule(ActionBase):
             "secrets": secrets,
         }
         try:
-            seen: dict[str, t.Any] = self._execute_module(module_name="oncall.runbooks.diagnose", module_args=wire, task_vars=task_vars)
+            seen: dict[str, t.Any] = self._execute_module(
+                module_name="oncall.runbooks.diagnose", module_args=wire, task_vars=task_vars
+            )
         except AnsibleConnectionFailure as error:
             return {"problem": _sentence(str(error)), "unreachable": True}
         except AnsibleError as error:
@@ -150,7 +176,9 @@ def _search(expression: str, data: t.Any) -> t.Any:
     try:
         import jmespath
     except ImportError:
-        raise AnsibleActionFail("The Python package jmespath is not installed beside ansible-core; install it to judge JSON.") from None
+        raise AnsibleActionFail(
+            "The Python package jmespath is not installed beside ansible-core; install it to judge JSON."
+        ) from None
     try:
         return jmespath.search(expression, data)
     except jmespath.exceptions.JMESPathError as error:
@@ -165,7 +193,8 @@ def _why(seen: dict[str, t.Any]) -> str:
         return "the target has no space for Ansible's payload (No space left on device)."
     message = str(seen.get("msg") or "the module gave no result").strip()
     if "interpreter" in message.lower() or seen.get("rc") == 127:
-        return f"it has no usable Python ({_sentence(message.splitlines()[0])[:-1]}); install python3, or set ansible_python_interpreter."
+        seen_as = _sentence(message.splitlines()[0])[:-1]
+        return f"it has no usable Python ({seen_as}); install python3, or set ansible_python_interpreter."
     telling = lines[-1] if lines and "deserialization" in message else message
     return _sentence(telling)
 
@@ -175,7 +204,7 @@ def _sentence(text: str) -> str:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _previous(path: str | None) -> dict[str, t.Any] | None:

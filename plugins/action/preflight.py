@@ -24,15 +24,25 @@ class ActionModule(ActionBase):
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         _validation, args = self.validate_argument_spec(
-            {"runbook": {"type": "str", "required": True}, "path": {"type": "path", "required": True}, "tags": {"type": "list", "elements": "str", "required": True}}
+            {
+                "runbook": {"type": "str", "required": True},
+                "path": {"type": "path", "required": True},
+                "tags": {"type": "list", "elements": "str", "required": True},
+            }
         )
-        refused = refuse_tags(args["runbook"], args["tags"], variables["ansible_run_tags"], variables["ansible_skip_tags"])
+        refused = refuse_tags(
+            args["runbook"], args["tags"], variables["ansible_run_tags"], variables["ansible_skip_tags"]
+        )
         if refused:
             raise AnsibleActionFail(refused)
         try:
-            services = sorted(name[:-4] for name in os.listdir(os.path.join(args["path"], "vars")) if name.endswith(".yml"))
+            services = sorted(
+                name[:-4] for name in os.listdir(os.path.join(args["path"], "vars")) if name.endswith(".yml")
+            )
         except OSError as error:
-            raise AnsibleActionFail(f"The runbook {args['runbook']} has no checks: {error.filename} cannot be read ({error.strerror}).") from None
+            raise AnsibleActionFail(
+                f"The runbook {args['runbook']} has no checks: {error.filename} cannot be read ({error.strerror})."
+            ) from None
         hosts = list(variables["ansible_play_hosts_all"])
         hostvars = variables["hostvars"]
         covered = cover(hosts, services, variables["groups"], lambda host: hostvars[host].get("runbook_service"))
@@ -41,6 +51,8 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(refused)
         uncovered = covered[0]
         if uncovered:
-            result["warnings"] = [f"{args['runbook']} leaves out {some(uncovered)}, in no group that it covers ({', '.join(services)})."]
+            result["warnings"] = [
+                f"{args['runbook']} leaves out {some(uncovered)}, in no group that it covers ({', '.join(services)})."
+            ]
         result.update(changed=False, services=services, uncovered=uncovered)
         return result

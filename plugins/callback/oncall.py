@@ -12,8 +12,10 @@ version_added: "0.1.0"
 author:
   - oncall.runbooks maintainers (@oncall)
 description:
-  - Prints the diagnosis of every host at the end of the run, the worst first, and what to type next. The severity is in colour on a terminal.
-  - In between it prints what M(ansible.builtin.debug) says and what fails, in one line each. With C(-v) Ansible's own output comes back too.
+  - Prints the diagnosis of every host at the end of the run, the worst first, and what to type next. The severity is
+    in colour on a terminal.
+  - In between it prints what M(ansible.builtin.debug) says and what fails, in one line each. With C(-v) Ansible's
+    own output comes back too.
 extends_documentation_fragment:
   - default_callback
   - result_format_callback
@@ -141,16 +143,29 @@ class CallbackModule(Default):
         if not self._diagnoses:
             return
         width = self._display.columns if sys.stdout.isatty() else WIDTH
-        ranked = sorted(self._diagnoses.values(), key=lambda pair: (ORDER.index(pair[0]["status"]), pair[0]["label"] or "", pair[0]["host"]))
+        ranked = sorted(
+            self._diagnoses.values(),
+            key=lambda pair: (ORDER.index(pair[0]["status"]), pair[0]["label"] or "", pair[0]["host"]),
+        )
         if len(ranked) > 1:
-            counts = [(status, sum(1 for diagnosis, _report in ranked if diagnosis["status"] == status)) for status in ORDER]
-            self._display.display(f"{len(ranked)} hosts: " + ", ".join(f"{count} {status}" for status, count in counts if count))
+            counts = [
+                (status, sum(1 for diagnosis, _report in ranked if diagnosis["status"] == status)) for status in ORDER
+            ]
+            self._display.display(
+                f"{len(ranked)} hosts: " + ", ".join(f"{count} {status}" for status, count in counts if count)
+            )
         for diagnosis, _report in ranked:
-            self._display.display("\n".join(["", *render(diagnosis, width, _paint)]) if len(ranked) > 1 else "\n".join(render(diagnosis, width, _paint)))
+            self._display.display(
+                "\n".join(["", *render(diagnosis, width, _paint)])
+                if len(ranked) > 1
+                else "\n".join(render(diagnosis, width, _paint))
+            )
         reports = [report for _diagnosis, report in ranked if report]
         self._display.display("")
         if reports:
-            self._display.display(f"  Report: {reports[0]}{f' and {len(reports) - 1} beside it' if len(reports) > 1 else ''}")
+            self._display.display(
+                f"  Report: {reports[0]}{f' and {len(reports) - 1} beside it' if len(reports) > 1 else ''}"
+            )
         command = again("diagnose")
         if command:
             self._display.display(f"  Again:  {command}")

@@ -10,8 +10,10 @@ version_added: "0.1.0"
 author:
   - oncall.runbooks maintainers (@oncall)
 description:
-  - Collects the registered results of M(oncall.runbooks.diagnose) of all hosts into one mapping that is small enough for
-    M(ansible.builtin.set_stats) and so for the artifacts of AWX. Evidence is left out first, then the findings that are ok.
+  - Collects the registered results of M(oncall.runbooks.diagnose) of all hosts into one mapping that is small enough
+    for
+    M(ansible.builtin.set_stats) and so for the artifacts of AWX. Evidence is left out first, then the findings that
+    are ok.
 positional: _input
 options:
   _input:

@@ -10,7 +10,8 @@ version_added: "0.1.0"
 author:
   - oncall.runbooks maintainers (@oncall)
 description:
-  - Turns the diagnosis that M(oncall.runbooks.diagnose) returns into the lines that the collection's callback prints, without colour.
+  - Turns the diagnosis that M(oncall.runbooks.diagnose) returns into the lines that the collection's callback
+    prints, without colour.
 positional: _input
 options:
   _input:
@@ -46,7 +47,9 @@ from ansible_collections.oncall.runbooks.plugins.plugin_utils.render import WIDT
 
 def diagnosis_text(diagnosis: t.Any, width: int = WIDTH) -> list[str]:
     if not isinstance(diagnosis, t.Mapping) or diagnosis.get("schema") != SCHEMA:
-        raise AnsibleFilterError(f"diagnosis_text takes a diagnosis with the schema {SCHEMA}, as oncall.runbooks.diagnose returns it.")
+        raise AnsibleFilterError(
+            f"diagnosis_text takes a diagnosis with the schema {SCHEMA}, as oncall.runbooks.diagnose returns it."
+        )
     return render(diagnosis, width)
 
 

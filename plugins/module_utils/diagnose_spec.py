@@ -6,7 +6,16 @@ from __future__ import annotations
 
 import typing as t
 
-LABELS = {"P1": "critical", "P2": "high", "P3": "medium", "P4": "low", "critical": "critical", "high": "high", "medium": "medium", "low": "low"}
+LABELS = {
+    "P1": "critical",
+    "P2": "high",
+    "P3": "medium",
+    "P4": "low",
+    "critical": "critical",
+    "high": "high",
+    "medium": "medium",
+    "low": "low",
+}
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "runbook": {"type": "str", "required": True},
     "service": {"type": "str", "required": True},

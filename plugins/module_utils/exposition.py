@@ -13,8 +13,8 @@ import re
 import typing as t
 from dataclasses import dataclass, field
 
-Labels = t.Tuple[t.Tuple[str, str], ...]
-Series = t.Dict[Labels, float]
+Labels = tuple[tuple[str, str], ...]
+Series = dict[Labels, float]
 
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(=~|!~|!=|=)\s*"((?:[^"\\\n]|\\.)*)"\s*(,|$)')
@@ -151,7 +151,10 @@ def _sample_labels(body: str) -> Labels:
 
 def increase(before: Series, after: Series) -> Series:
     """What counters gained between two scrapes; one that went down was reset and counts from zero, as in PromQL."""
-    return {labels: value - before.get(labels, 0.0) if value >= before.get(labels, 0.0) else value for labels, value in after.items()}
+    return {
+        labels: value - before.get(labels, 0.0) if value >= before.get(labels, 0.0) else value
+        for labels, value in after.items()
+    }
 
 
 def group(series: Series, by: str | None) -> dict[str, Series]:
@@ -171,12 +174,12 @@ def aggregate(series: Series, how: str) -> float | None:
         return None
     if how == "avg":
         return math.fsum(values) / len(values)
-    return {"sum": math.fsum, "max": max, "min": min}[how](values)
+    return max(values) if how == "max" else min(values) if how == "min" else math.fsum(values)
 
 
 @dataclass
 class Quantile:
-    """A quantile from buckets: the value, how many observations it rests on, and whether it lies past the last bound."""
+    """A quantile from buckets, how many observations it rests on, and whether it lies past the last bound."""
 
     value: float | None
     count: float
@@ -187,13 +190,13 @@ def histogram_quantile(buckets: Series, quantile: float) -> Quantile:
     """The quantile as PromQL calculates it, over the sum of all given bucket series."""
     by_bound: dict[float, float] = {}
     for labels, value in buckets.items():
-        bound = dict(labels).get("le")
-        if bound is None:
+        edge = dict(labels).get("le")
+        if edge is None:
             continue
         try:
-            key = _number(bound)
+            key = _number(edge)
         except ValueError:
-            raise Malformed(f"a bucket has the bound le={bound!r}, which is no number") from None
+            raise Malformed(f"a bucket has the bound le={edge!r}, which is no number") from None
         by_bound[key] = by_bound.get(key, 0.0) + value
     bounds = sorted(by_bound)
     if not bounds or not math.isinf(bounds[-1]) or bounds[-1] < 0:

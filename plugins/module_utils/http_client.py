@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One GET with its timing split, one deadline and a size limit. No redirects, no proxies, no retries, no cookies.
 
-The standard library is enough for that, and a bare target has nothing else; requests and urllib hide connect and first byte.
+The standard library is enough for that, and a bare target has nothing else; requests hides connect and first byte.
 """
 
 from __future__ import annotations
@@ -97,13 +97,19 @@ def get(
         except ssl.SSLError as error:
             raise NoAnswer(f"{shown}: no TLS handshake ({error.reason}).", "tls") from None
         except OSError as error:
-            raise NoAnswer(f"{shown}: no connection to {host} port {port} ({error.strerror or error}).", "connection") from None
+            raise NoAnswer(
+                f"{shown}: no connection to {host} port {port} ({error.strerror or error}).", "connection"
+            ) from None
         connected = time.monotonic()
         connection.sock = sock
         try:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             sock.settimeout(max(0.01, deadline - time.monotonic()))
-            connection.request("GET", path, headers={"Accept": "*/*", "Connection": "close", "User-Agent": "oncall.runbooks", **(headers or {})})
+            connection.request(
+                "GET",
+                path,
+                headers={"Accept": "*/*", "Connection": "close", "User-Agent": "oncall.runbooks", **(headers or {})},
+            )
             response = connection.getresponse()
             first = time.monotonic()
             body = _read(response, sock, deadline, timeout, max_bytes, shown)
@@ -124,9 +130,11 @@ def get(
     return Answer(response.status, lowered, body, connected - began, first - began, ended - began)
 
 
-def _read(response: http.client.HTTPResponse, sock: socket.socket, deadline: float, timeout: float, max_bytes: int, shown: str) -> bytes:
+def _read(
+    response: http.client.HTTPResponse, sock: socket.socket, deadline: float, timeout: float, max_bytes: int, shown: str
+) -> bytes:
     # The deadline covers the whole body: a server that drips one byte a second does not get longer.
-    pieces = []
+    pieces: list[bytes] = []
     size = 0
     while True:
         left = deadline - time.monotonic()
@@ -138,5 +146,7 @@ def _read(response: http.client.HTTPResponse, sock: socket.socket, deadline: flo
             return b"".join(pieces)
         size += len(piece)
         if size > max_bytes:
-            raise NoAnswer(f"{shown}: the answer is larger than {max_bytes // 1024 // 1024} MiB and was not read.", "size")
+            raise NoAnswer(
+                f"{shown}: the answer is larger than {max_bytes // 1024 // 1024} MiB and was not read.", "size"
+            )
         pieces.append(piece)

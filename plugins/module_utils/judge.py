@@ -91,7 +91,8 @@ def useless_threshold(thresholds: t.Sequence[t.Mapping[str, Json]]) -> str | Non
     for place, threshold in enumerate(thresholds, 1):
         used = [operator for operator in OPERATORS if threshold.get(operator) is not None]
         if len(used) != 1:
-            return f"threshold {place} needs exactly one of above, below, equals and matches, and has {', '.join(used) or 'none'}"
+            has = ", ".join(used) or "none"
+            return f"threshold {place} needs exactly one of above, below, equals and matches, and has {has}"
         operator = used[0]
         wanted = threshold[operator]
         if operator == "matches":
@@ -126,8 +127,12 @@ def expected(thresholds: t.Sequence[t.Mapping[str, Json]], unit: str | None) -> 
         parts.append(f"at most {show(min(ceilings), unit)}")
     if floors:
         parts.append(f"at least {show(max(floors), unit)}")
-    parts.extend(f"not {show(threshold['equals'], unit)}" for threshold in thresholds if threshold.get("equals") is not None)
-    parts.extend(f"not matching {threshold['matches']}" for threshold in thresholds if threshold.get("matches") is not None)
+    parts.extend(
+        f"not {show(threshold['equals'], unit)}" for threshold in thresholds if threshold.get("equals") is not None
+    )
+    parts.extend(
+        f"not matching {threshold['matches']}" for threshold in thresholds if threshold.get("matches") is not None
+    )
     return " and ".join(parts)
 
 
@@ -166,7 +171,7 @@ def _duration(seconds: float) -> str:
 
 def _round(value: float) -> str:
     """Three significant digits, never in scientific notation."""
-    if value != value or value in (float("inf"), float("-inf")):
+    if not math.isfinite(value):
         return str(value)
     if abs(value) >= 100 or value == int(value):
         return f"{value:.0f}"

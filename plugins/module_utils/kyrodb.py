@@ -22,7 +22,12 @@ SERVICE = "kyrodb.v1.KyroDBService"
 STATUSES = ("unknown", "healthy", "degraded", "unhealthy")
 # KyroDB listens for HTTP observability one thousand above its gRPC port unless told otherwise.
 HTTP_PORT_OFFSET = 1000
-HEALTH_FIELDS = (("status", 1, "int32"), ("version", 2, "string"), ("uptime_seconds", 4, "uint64"), ("git_commit", 5, "string"))
+HEALTH_FIELDS = (
+    ("status", 1, "int32"),
+    ("version", 2, "string"),
+    ("uptime_seconds", 4, "uint64"),
+    ("git_commit", 5, "string"),
+)
 METRICS_FIELDS = (
     ("cache_hits", 1, "uint64"),
     ("cache_misses", 2, "uint64"),
@@ -100,7 +105,9 @@ class _Messages:
     def __init__(self) -> None:
         from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-        file = descriptor_pb2.FileDescriptorProto(name="oncall_runbooks_kyrodb.proto", package="oncall.runbooks.kyrodb", syntax="proto3")
+        file = descriptor_pb2.FileDescriptorProto(
+            name="oncall_runbooks_kyrodb.proto", package="oncall.runbooks.kyrodb", syntax="proto3"
+        )
         kinds = {
             "int32": descriptor_pb2.FieldDescriptorProto.TYPE_INT32,
             "uint64": descriptor_pb2.FieldDescriptorProto.TYPE_UINT64,
@@ -111,7 +118,12 @@ class _Messages:
         def message(name: str, fields: t.Iterable[tuple[str, int, str]]) -> t.Any:
             proto = file.message_type.add(name=name)
             for field, number, kind in fields:
-                proto.field.add(name=field, number=number, type=kinds[kind], label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL)
+                proto.field.add(
+                    name=field,
+                    number=number,
+                    type=kinds[kind],
+                    label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
+                )
             return proto
 
         message("HealthRequest", [("component", 1, "string")])
@@ -119,7 +131,9 @@ class _Messages:
         entry = health.nested_type.add(name="ComponentsEntry")
         entry.options.map_entry = True
         for name, number in (("key", 1), ("value", 2)):
-            entry.field.add(name=name, number=number, type=kinds["string"], label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL)
+            entry.field.add(
+                name=name, number=number, type=kinds["string"], label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
+            )
         health.field.add(
             name="components",
             number=3,
@@ -165,9 +179,13 @@ def _require_open_port(endpoint: Endpoint, deadline: float) -> None:
     try:
         connection = socket.create_connection((endpoint.host, endpoint.port), timeout=timeout)
     except socket.gaierror as error:
-        raise NoAnswer(f"KyroDB at {endpoint.address}: the host name does not resolve ({error.strerror}).", "name") from error
+        raise NoAnswer(
+            f"KyroDB at {endpoint.address}: the host name does not resolve ({error.strerror}).", "name"
+        ) from error
     except socket.timeout as error:
-        raise NoAnswer(f"KyroDB at {endpoint.address} takes no connection within {timeout:.1f} s.", "connection") from error
+        raise NoAnswer(
+            f"KyroDB at {endpoint.address} takes no connection within {timeout:.1f} s.", "connection"
+        ) from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise NoAnswer(f"KyroDB at {endpoint.address} takes no connection: {reason}.", "connection") from error
@@ -191,9 +209,13 @@ def _require_open_port(endpoint: Endpoint, deadline: float) -> None:
                 "tls",
             ) from error
         except ssl.SSLError as error:
-            raise NoAnswer(f"KyroDB at {endpoint.address} does not complete a TLS handshake ({error.reason}).", "tls") from error
+            raise NoAnswer(
+                f"KyroDB at {endpoint.address} does not complete a TLS handshake ({error.reason}).", "tls"
+            ) from error
         except socket.timeout as error:
-            raise NoAnswer(f"KyroDB at {endpoint.address} does not complete a TLS handshake in time.", "timeout") from error
+            raise NoAnswer(
+                f"KyroDB at {endpoint.address} does not complete a TLS handshake in time.", "timeout"
+            ) from error
         except OSError as error:
             raise NoAnswer(f"KyroDB at {endpoint.address} breaks off the TLS handshake: {error}.", "tls") from error
 
@@ -219,7 +241,9 @@ def _explain(endpoint: Endpoint, rpc: str, error: t.Any, timeout: float) -> NoAn
     return NoAnswer(f"{where} answers {rpc} with {code}: {details}.", "error")
 
 
-def ask(endpoint: Endpoint, timeout: float = 5.0, samples: int = 1, metrics: bool = True, component: str = "") -> dict[str, t.Any]:
+def ask(
+    endpoint: Endpoint, timeout: float = 5.0, samples: int = 1, metrics: bool = True, component: str = ""
+) -> dict[str, t.Any]:
     """Return what the instance says of itself, or raise NoAnswer.
 
     The round trip is the median of `samples` Health calls over one open connection; connecting is not counted.
@@ -242,11 +266,13 @@ def ask(endpoint: Endpoint, timeout: float = 5.0, samples: int = 1, metrics: boo
         channel = grpc.secure_channel(endpoint.address, credentials, options)
     else:
         channel = grpc.insecure_channel(endpoint.address, [("grpc.enable_http_proxy", 0)])
-    metadata = [("x-api-key", endpoint.api_key)] if endpoint.api_key else []
+    metadata = (("x-api-key", endpoint.api_key),) if endpoint.api_key else None
 
     def call(rpc: str, request: t.Any, response: t.Any) -> t.Any:
         invoke = channel.unary_unary(
-            f"/{endpoint.service}/{rpc}", request_serializer=type(request).SerializeToString, response_deserializer=response.FromString
+            f"/{endpoint.service}/{rpc}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=response.FromString,
         )
         try:
             return invoke(request, timeout=max(0.05, deadline - time.monotonic()), metadata=metadata)
@@ -258,7 +284,7 @@ def ask(endpoint: Endpoint, timeout: float = 5.0, samples: int = 1, metrics: boo
         began = time.monotonic()
         health = call("Health", request, messages.HealthResponse)
         first = time.monotonic() - began
-        took = []
+        took: list[float] = []
         for _number in range(samples):
             # A slow instance is measured by what the deadline allows, not failed by the repetitions.
             if took and time.monotonic() + 2 * max(took) > deadline:
@@ -303,7 +329,10 @@ def _ask_http(endpoint: Endpoint, timeout: float, missing: str) -> dict[str, t.A
         body = json.loads(answer.body)
         status = body["status"]
     except (ValueError, KeyError, TypeError) as error:
-        raise NoAnswer(f"GET {url}/health answers {answer.status} without KyroDB's status, and {missing} is not installed.", "protocol") from error
+        raise NoAnswer(
+            f"GET {url}/health answers {answer.status} without KyroDB's status, and {missing} is not installed.",
+            "protocol",
+        ) from error
     seen: dict[str, t.Any] = {
         "transport": "http",
         "status": status if status in STATUSES else f"status {status}",
@@ -314,7 +343,7 @@ def _ask_http(endpoint: Endpoint, timeout: float, missing: str) -> dict[str, t.A
         "latency_ms": round(answer.total * 1000, 3),
         "samples": 1,
         "metrics": None,
-        "note": f"asked over HTTP at {url}, because {missing} is not installed on the target: gRPC itself is not tested",
+        "note": f"asked over HTTP at {url}, as {missing} is not installed on the target: gRPC itself is not tested",
     }
     if body.get("reason"):
         seen["components"] = {"reason": body["reason"]}

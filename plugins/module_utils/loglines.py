@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Read logs from the end and make sense of mixed lines: JSON, JSON behind a logger's prefix, uvicorn access lines, plain text."""
+"""Read logs from the end, and mixed lines: JSON, JSON behind a logger's prefix, uvicorn access lines, plain text."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from datetime import datetime, timezone
 WINDOW = "window"
 _BLOCK = 256 * 1024
 _ACCESS = re.compile(
-    r"(?P<level>[A-Z]+):\s+(?P<client_host>\S+):\d+ - \"(?P<method>[A-Z]+) (?P<path>[^ ?\"]+)[^\"]*\" (?P<status_code>\d{3})\b"
+    r"(?P<level>[A-Z]+):\s+(?P<client_host>\S+):\d+ - "
+    r"\"(?P<method>[A-Z]+) (?P<path>[^ ?\"]+)[^\"]*\" (?P<status_code>\d{3})\b"
 )
 _PREFIXED = re.compile(r"(?:[A-Z]+:[\w.]+:)?\s*(\{.*\})\s*$")
 # The service's own key first; the others are what common loggers write.
 _TIME = re.compile(
-    r"\"(?:timestamp|time|ts|@timestamp)\":\s*\"?(?P<json>[^\",}]+)|^\[?(?P<plain>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S*)",
+    r"\"(?:timestamp|time|ts|@timestamp)\":\s*\"?(?P<json>[^\",}]+)"
+    r"|^\[?(?P<plain>\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S*)",
     re.MULTILINE,
 )
 
@@ -84,7 +86,7 @@ def _cut(text: str, start: float) -> str:
 
 
 def matching(text: str, pattern: re.Pattern[str]) -> t.Iterator[str]:
-    """The lines that the pattern matches. It runs over the whole text, which is many times quicker than line by line."""
+    """The lines that the pattern matches. It runs over the whole text, which is far quicker than line by line."""
     at = 0
     while True:
         hit = pattern.search(text, at)

@@ -39,7 +39,7 @@ class Context:
             if key not in self._done:
                 try:
                     self._done[key] = (True, function())
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - raised again for each who asks
                     self._done[key] = (False, error)
             good, result = self._done[key]
         if good:

@@ -75,7 +75,8 @@ def listeners(port: int) -> list[int]:
     found = holders(inode for inode, _uid in open_sockets)
     if not found:
         raise NoAnswer(
-            f"Port {port} is listened on by a process of {user(open_sockets[0][1])}, which {user(os.geteuid())} may not look into; run with -b.",
+            f"Port {port} is listened on by a process of {user(open_sockets[0][1])}, "
+            f"which {user(os.geteuid())} may not look into; run with -b.",
             "permission",
         )
     return sorted(found, key=lambda pid: (started(pid), pid))
@@ -161,7 +162,9 @@ def output_of(pid: int) -> str:
         try:
             target = os.readlink(f"/proc/{pid}/fd/{number}")
         except PermissionError as error:
-            raise NoAnswer(f"The output of process {pid} may not be seen by {user(os.geteuid())}; run with -b.", "permission") from error
+            raise NoAnswer(
+                f"The output of process {pid} may not be seen by {user(os.geteuid())}; run with -b.", "permission"
+            ) from error
         except OSError:
             continue
         if target.startswith("/") and not target.startswith("/dev/") and os.path.isfile(target):

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The probes by name. A probe is a module with SPEC, RULES, validate(), describe() and look(); adding one is a line here."""
+"""The probes by name; adding one is a line here. A probe is a module with SPEC, RULES, validate, describe and look."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Abse
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 from ansible_collections.oncall.runbooks.plugins.module_utils.registry import PROBES
 
-Look = t.Dict[str, t.Any]
+Look = dict[str, t.Any]
 
 
 def one_look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, t.Any]) -> Look:
@@ -28,7 +28,7 @@ def one_look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[s
         result.update(outcome="absent", note=str(absent))
     except NoAnswer as error:
         result.update(outcome="no_answer", note=str(error), kind=error.kind)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever a probe does, the other checks are answered
         result.update(outcome="no_answer", note=f"The probe {source['probe']} broke: {type(error).__name__}: {error}.")
     scale = source.get("scale")
     if result["outcome"] == "value" and scale not in (None, 1) and judge.number(result["value"]) is not None:
@@ -57,7 +57,11 @@ class _Run:
                 self.unmet[name] = unmet
                 return
             for source in check["sources"]:
-                look = one_look(self.context, source, check) if source.get("when", True) else {"outcome": "absent", "note": "not configured here"}
+                look = (
+                    one_look(self.context, source, check)
+                    if source.get("when", True)
+                    else {"outcome": "absent", "note": "not configured here"}
+                )
                 self.looks[name].append(look)
                 # JSON is judged on the controller, so the next source may be wanted after all.
                 if judge.enough(look, check.get("min_samples") or 0):
@@ -82,6 +86,8 @@ def run(checks: t.Sequence[t.Mapping[str, t.Any]], context: Context) -> dict[str
     for name, thread in threads.items():
         looks = list(state.looks[name])
         if thread.is_alive():
-            looks.append({"outcome": "no_answer", "note": f"The probe did not end within its deadline of {context.timeout:g} s."})
+            looks.append(
+                {"outcome": "no_answer", "note": f"The probe did not end within its deadline of {context.timeout:g} s."}
+            )
         results[name] = {"looks": looks, "unmet": state.unmet.get(name, [])}
     return results

@@ -10,12 +10,16 @@ module: diagnose
 short_description: Run a runbook's checks on a host and say what is wrong
 version_added: "0.1.0"
 description:
-  - Looks at a service with read-only probes, all at once and in one remote call, and judges what they saw against the checks' thresholds.
-  - The probes are V(http), V(prometheus), V(kyrodb), V(log) and V(process). See the collection's guide to writing a runbook for the keys of
+  - Looks at a service with read-only probes, all at once and in one remote call, and judges what they saw against
+    the checks' thresholds.
+  - The probes are V(http), V(prometheus), V(kyrodb), V(log) and V(process). See the collection's guide to writing a
+    runbook for the keys of
     each.
-  - Every check is validated before anything connects. One that is wrong becomes a finding of its own with the reason, the others are still
+  - Every check is validated before anything connects. One that is wrong becomes a finding of its own with the
+    reason, the others are still
     answered, and the task fails at the end.
-  - A host that cannot be reached, or that has no Python or no space for a payload, gets a diagnosis too, with the status V(unknown).
+  - A host that cannot be reached, or that has no Python or no space for a payload, gets a diagnosis too, with the
+    status V(unknown).
   - It changes nothing on the host. The service's access log and request counters see its requests.
 author:
   - oncall.runbooks maintainers (@oncall)
@@ -41,7 +45,8 @@ options:
     required: true
   causes:
     description:
-      - The sentences for the summary. The first cause whose C(breach) checks are all in breach and whose C(ok) checks are all ok is used.
+      - The sentences for the summary. The first cause whose C(breach) checks are all in breach and whose C(ok)
+        checks are all ok is used.
       - C($id) in its C(summary) stands for what that check observed.
     type: list
     elements: dict
@@ -59,7 +64,8 @@ options:
       medium: medium
       low: low
   sample_seconds:
-    description: The seconds between the two scrapes that rates and quantiles come from. V(0) takes one scrape and counts since process start.
+    description: The seconds between the two scrapes that rates and quantiles come from. V(0) takes one scrape and
+      counts since process start.
     type: float
     default: 5.0
   timeout:
@@ -67,10 +73,12 @@ options:
     type: float
     default: 5.0
   report_dir:
-    description: A folder on the controller. The diagnosis is written to C(<runbook>/<host>.json) below it, and the one before is compared with.
+    description: A folder on the controller. The diagnosis is written to C(<runbook>/<host>.json) below it, and the
+      one before is compared with.
     type: str
   secrets:
-    description: The values of the secrets that checks name. The action fills it from the variables of those names; leave it alone.
+    description: The values of the secrets that checks name. The action fills it from the variables of those names;
+      leave it alone.
     type: dict
     default: {}
 seealso:
@@ -152,8 +160,10 @@ diagnosis:
       type: str
     findings:
       description:
-        - One for each check, with C(id), C(title), C(status) (V(ok), V(breach), V(unknown) or V(skipped)), C(severity), C(label), C(observed),
-          C(unit), C(expected), C(source), C(evidence), C(next_step), C(reproduce), C(suggests), C(observed_at) and C(duration_ms).
+        - One for each check, with C(id), C(title), C(status) (V(ok), V(breach), V(unknown) or V(skipped)),
+          C(severity), C(label), C(observed),
+          C(unit), C(expected), C(source), C(evidence), C(next_step), C(reproduce), C(suggests), C(observed_at) and
+          C(duration_ms).
       type: list
       elements: dict
     plan:

@@ -11,12 +11,16 @@ short_description: Ask a KyroDB instance whether it is healthy
 version_added: "0.1.0"
 description:
   - Calls C(Health) and C(Metrics) of C(kyrodb.v1.KyroDBService) over gRPC and returns what the instance says of itself.
-  - It reports and does not judge. A dead port, a TLS error, a refused key and a timeout are results, told apart in RV(error.kind);
+  - It reports and does not judge. A dead port, a TLS error, a refused key and a timeout are results, told apart in
+    RV(error.kind);
     the module fails only on bad arguments.
-  - KyroDB serves neither gRPC reflection nor C(grpc.health.v1), so tools that rely on them cannot ask it. The messages are built from
+  - KyroDB serves neither gRPC reflection nor C(grpc.health.v1), so tools that rely on them cannot ask it. The
+    messages are built from
     their field numbers; no generated stub is needed.
-  - Where C(grpcio) is missing on the target, the instance's HTTP observability port is asked instead. RV(transport) and RV(note) say so.
-  - KyroDB calls itself degraded or unhealthy when its own service levels are missed. A cold cache with one other breach is enough for
+  - Where C(grpcio) is missing on the target, the instance's HTTP observability port is asked instead. RV(transport)
+    and RV(note) say so.
+  - KyroDB calls itself degraded or unhealthy when its own service levels are missed. A cold cache with one other
+    breach is enough for
     C(unhealthy), which is no proof of failure.
 author:
   - oncall.runbooks maintainers (@oncall)
@@ -163,7 +167,11 @@ def main() -> None:
         seen = kyrodb.ask(endpoint, options["timeout"], options["samples"], component=options["component"])
     except NoAnswer as error:
         module.exit_json(
-            changed=False, is_healthy=False, status="no answer", components={}, error={"kind": error.kind, "message": str(error)}
+            changed=False,
+            is_healthy=False,
+            status="no answer",
+            components={},
+            error={"kind": error.kind, "message": str(error)},
         )
     module.exit_json(changed=False, is_healthy=seen["status"] == "healthy", **seen)
 

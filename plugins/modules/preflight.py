@@ -10,7 +10,8 @@ module: preflight
 short_description: Refuse a run that would do nothing
 version_added: "0.1.0"
 description:
-  - Fails with one sentence when a tag on the command line is unknown, when the runbook covers none of the hosts, when C(--limit) selects one
+  - Fails with one sentence when a tag on the command line is unknown, when the runbook covers none of the hosts,
+    when C(--limit) selects one
     that it does not cover, or when it is not clear which service a host runs.
   - It runs on the controller and connects to nothing. Our playbooks call it under the tag V(always).
 author:
@@ -71,7 +72,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    module.fail_json(msg="preflight runs on the controller, as an action; call it by its full name oncall.runbooks.preflight.")
+    module.fail_json(
+        msg="preflight runs on the controller, as an action; call it by its full name oncall.runbooks.preflight."
+    )
 
 
 if __name__ == "__main__":

@@ -10,16 +10,18 @@ import re
 import typing as t
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
 from ansible_collections.oncall.runbooks.plugins.module_utils import judge
 from ansible_collections.oncall.runbooks.plugins.module_utils.registry import PROBES
 
-Check = t.Dict[str, t.Any]
+Check = dict[str, t.Any]
 
 SEVERITIES = ("critical", "high", "medium", "low")
 SOURCE_SPEC: dict[str, t.Any] = {
     "probe": {"type": "str", "required": True},
     "when": {"type": "bool", "default": True},
     "scale": {"type": "float", "default": 1.0},
+    "note": {"type": "str"},
 }
 THRESHOLD_SPEC: dict[str, t.Any] = {
     "above": {"type": "float"},
@@ -79,7 +81,9 @@ def _validated(data: t.Any, spec: dict[str, t.Any], what: str, **rules: t.Any) -
         near = difflib.get_close_matches(strange[0], spec, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(sorted(spec))}"
         raise Wrong(f"{what} has the unknown key {strange[0]!r}; {hint}")
-    result = ArgumentSpecValidator(spec, **rules).validate({key: value for key, value in data.items() if value is not None})
+    result = ArgumentSpecValidator(spec, **rules).validate(
+        {key: value for key, value in data.items() if value is not None}
+    )
     if result.error_messages:
         raise Wrong(f"{what}: {result.error_messages[0]}")
     return t.cast("dict[str, t.Any]", result.validated_parameters)
@@ -113,7 +117,9 @@ def validate_check(data: t.Any, severities: t.Mapping[str, str]) -> Check:
     if not check["sources"]:
         raise Wrong("it has no source, so it can never answer")
     check["sources"] = [_source(source, place) for place, source in enumerate(check["sources"], 1)]
-    check["thresholds"] = [_validated(item, THRESHOLD_SPEC, f"threshold {place}") for place, item in enumerate(check["thresholds"], 1)]
+    check["thresholds"] = [
+        _validated(item, THRESHOLD_SPEC, f"threshold {place}") for place, item in enumerate(check["thresholds"], 1)
+    ]
     if not check["thresholds"]:
         raise Wrong("it has no threshold, so it could never fail")
     useless = judge.useless_threshold(check["thresholds"])

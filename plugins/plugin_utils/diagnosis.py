@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import string
 import typing as t
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import judge
 from ansible_collections.oncall.runbooks.plugins.module_utils.loglines import seconds
@@ -18,7 +18,7 @@ SEVERITIES = ("critical", "high", "medium", "low")
 # Two diagnoses further apart than this say nothing of what was in between.
 CONTINUOUS_SECONDS = 3600.0
 
-Finding = t.Dict[str, t.Any]
+Finding = dict[str, t.Any]
 Search = t.Callable[[str, t.Any], t.Any]
 
 
@@ -55,8 +55,10 @@ def finding(check_id: str, title: str, observed_at: str, **values: t.Any) -> Fin
     return empty
 
 
-def _choose(check: t.Mapping[str, t.Any], looks: list[dict[str, t.Any]], search: Search) -> tuple[t.Any, dict[str, t.Any], str, list[dict[str, str]]]:
-    """The value of the first source that answers, its look, its name, and the sources before it."""
+def _choose(
+    check: t.Mapping[str, t.Any], looks: list[dict[str, t.Any]], search: Search
+) -> tuple[t.Any, dict[str, t.Any], dict[str, t.Any], list[dict[str, str]]]:
+    """The value of the first source that answers, its look, the source, and the sources before it."""
     passed: list[dict[str, str]] = []
     absent = True
     forbidden = False
@@ -74,7 +76,7 @@ def _choose(check: t.Mapping[str, t.Any], looks: list[dict[str, t.Any]], search:
         if outcome == "value":
             least = check["min_samples"]
             if value is not None and (look.get("samples") is None or look["samples"] >= least):
-                return value, look, name, passed
+                return value, {**look, "source": name}, source, passed
             if value is not None:
                 reason = f"{look['samples']:.0f} samples, and {least} are needed"
             elif look.get("samples") is not None:
@@ -82,13 +84,21 @@ def _choose(check: t.Mapping[str, t.Any], looks: list[dict[str, t.Any]], search:
         absent = absent and outcome == "absent"
         forbidden = forbidden or look.get("kind") == "permission"
         passed.append({"source": name, "reason": reason})
-    reasons = list(dict.fromkeys(item["reason"].rstrip(".") for item in passed if item["reason"])) or ["no source answered"]
+    reasons = list(dict.fromkeys(item["reason"].rstrip(".") for item in passed if item["reason"])) or [
+        "no source answered"
+    ]
     # What a user may not see is not known, whatever the check makes of silence.
     status = "skipped" if absent and passed else "unknown" if forbidden else "no data"
     raise _NoValue(status, "; ".join(reasons), passed)
 
 
-def judge_check(check: t.Mapping[str, t.Any], result: t.Mapping[str, t.Any], severities: t.Mapping[str, str], search: Search, observed_at: str) -> Finding:
+def judge_check(
+    check: t.Mapping[str, t.Any],
+    result: t.Mapping[str, t.Any],
+    severities: t.Mapping[str, str],
+    search: Search,
+    observed_at: str,
+) -> Finding:
     """The finding of one check."""
     looks = result["looks"]
     base = finding(
@@ -102,10 +112,12 @@ def judge_check(check: t.Mapping[str, t.Any], result: t.Mapping[str, t.Any], sev
         duration_ms=round(sum(look.get("duration_ms") or 0.0 for look in looks), 1),
     )
     if result["unmet"]:
-        base.update(status="skipped", evidence={"reason": f"not looked at, because {' and '.join(result['unmet'])} is not ok"})
+        base.update(
+            status="skipped", evidence={"reason": f"not looked at, because {' and '.join(result['unmet'])} is not ok"}
+        )
         return base
     try:
-        value, look, name, passed = _choose(check, looks, search)
+        value, look, source, passed = _choose(check, looks, search)
         threshold = judge.crossed(value, check["thresholds"])
     except (_NoValue, judge.Unjudgeable) as error:
         status = getattr(error, "status", "no data")
@@ -116,11 +128,17 @@ def judge_check(check: t.Mapping[str, t.Any], result: t.Mapping[str, t.Any], sev
             base.update(label=label, severity=severities[label], suggests=check["suggests"])
         return base
     evidence = dict(look.get("evidence") or {})
-    if look.get("note"):
-        evidence["note"] = look["note"]
+    notes = [note for note in (source.get("note"), look.get("note")) if note]
+    if notes:
+        evidence["note"] = "; ".join(notes)
     if passed:
         evidence["passed_over"] = passed
-    base.update(status="ok", observed=round(value, 6) if isinstance(value, float) else value, source=name, evidence=evidence)
+    base.update(
+        status="ok",
+        observed=round(value, 6) if isinstance(value, float) else value,
+        source=look["source"],
+        evidence=evidence,
+    )
     if threshold is not None:
         label = threshold["label"]
         base.update(status="breach", label=label, severity=severities[label], suggests=check["suggests"])
@@ -144,15 +162,26 @@ def judge_all(
     for check in checks:
         item = by_id[check["id"]]
         explained = check["explains"]
-        if item["status"] == "breach" and explained and not any(by_id.get(other, {}).get("status") == "breach" for other in explained):
-            item["evidence"]["note"] = f"past its threshold, but {' and '.join(explained)}, which it would explain, is not in breach"
+        if (
+            item["status"] == "breach"
+            and explained
+            and not any(by_id.get(other, {}).get("status") == "breach" for other in explained)
+        ):
+            item["evidence"]["note"] = (
+                f"past its threshold, but {' and '.join(explained)}, which it would explain, is not in breach"
+            )
             item.update(status="ok", label=None, severity=None, suggests=[])
-    before = {item["id"]: item for item in (previous or {}).get("findings", []) if isinstance(item, dict) and "id" in item}
+    before = {
+        item["id"]: item for item in (previous or {}).get("findings", []) if isinstance(item, dict) and "id" in item
+    }
     for check in checks:
         item = by_id[check["id"]]
         _compare(item, before.get(check["id"]), check["track"])
         _lasting(item, before.get(check["id"]))
-    findings.extend(finding(name, title, observed_at, evidence={"reason": why}, next_step="Correct the check in the runbook.") for name, title, why in bad)
+    findings.extend(
+        finding(name, title, observed_at, evidence={"reason": why}, next_step="Correct the check in the runbook.")
+        for name, title, why in bad
+    )
     return findings
 
 
@@ -161,7 +190,9 @@ def _compare(item: Finding, before: Finding | None, track: t.Sequence[str]) -> N
     if not before:
         return
     then, now = before.get("evidence") or {}, item["evidence"]
-    changed = {key: {"was": then[key], "is": now[key]} for key in track if key in then and key in now and then[key] != now[key]}
+    changed = {
+        key: {"was": then[key], "is": now[key]} for key in track if key in then and key in now and then[key] != now[key]
+    }
     if changed:
         now["changed"] = {"since": before.get("observed_at"), **changed}
 
@@ -186,7 +217,9 @@ def _lasting(item: Finding, before: Finding | None) -> None:
     if crossed:
         needed = judge.show(crossed["for_seconds"], "s")
         if since is None:
-            evidence["duration"] = f"not established; the runbook asks for {needed}: diagnose again, or set runbook_prometheus_url"
+            evidence["duration"] = (
+                f"not established; the runbook asks for {needed}: diagnose again, or set runbook_prometheus_url"
+            )
         else:
             lasted = now - (seconds(since) or now)
             less = "" if lasted >= crossed["for_seconds"] else f", less than the {needed} that the runbook asks for"
@@ -200,7 +233,7 @@ def _unbroken(history: t.Sequence[t.Sequence[float]], threshold: t.Mapping[str, 
         if judge.crossed(value, [threshold]) is None:
             break
         first = at
-    return None if first is None else datetime.fromtimestamp(first, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return None if first is None else datetime.fromtimestamp(first, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _rank(item: Finding) -> int:
@@ -220,7 +253,7 @@ def overall(findings: t.Sequence[Finding]) -> tuple[str, str | None, str | None]
 
 
 def summarise(findings: t.Sequence[Finding], causes: t.Sequence[t.Mapping[str, t.Any]]) -> str:
-    """One sentence: the cause when the findings name it, else the worst of them; marks the finding that is the cause."""
+    """One sentence: the cause when the findings name it, else the worst of them; marks the cause's finding."""
     by_id = {item["id"]: item for item in findings}
     unknown = [item for item in findings if item["status"] == "unknown"]
     rest = f" {len(unknown)} of {len(findings)} checks gave no answer." if unknown else ""
@@ -241,7 +274,8 @@ def summarise(findings: t.Sequence[Finding], causes: t.Sequence[t.Mapping[str, t
     if unknown:
         first = unknown[0]
         more = f" {len(unknown) - 1} more checks gave no answer." if len(unknown) > 1 else ""
-        return f"{first['title']} is not known: {str(first['evidence'].get('reason', 'no reason given')).rstrip('.')}.{more}"
+        reason = str(first["evidence"].get("reason", "no reason given")).rstrip(".")
+        return f"{first['title']} is not known: {reason}.{more}"
     good = [item for item in findings if item["status"] == "ok"]
     if not good:
         return "Nothing could be established: every check was skipped."

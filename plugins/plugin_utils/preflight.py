@@ -11,7 +11,9 @@ import typing as t
 _HARMLESS = ("all",)
 
 
-def refuse_tags(runbook: str, ours: t.Sequence[str], run_tags: t.Sequence[str], skip_tags: t.Sequence[str]) -> str | None:
+def refuse_tags(
+    runbook: str, ours: t.Sequence[str], run_tags: t.Sequence[str], skip_tags: t.Sequence[str]
+) -> str | None:
     """Why these tags would leave the run without its work, or None."""
     for tag in run_tags:
         if tag not in ours and tag not in _HARMLESS:
@@ -25,7 +27,10 @@ def refuse_tags(runbook: str, ours: t.Sequence[str], run_tags: t.Sequence[str], 
 
 
 def cover(
-    hosts: t.Sequence[str], services: t.Sequence[str], groups: t.Mapping[str, t.Sequence[str]], named: t.Callable[[str], str | None]
+    hosts: t.Sequence[str],
+    services: t.Sequence[str],
+    groups: t.Mapping[str, t.Sequence[str]],
+    named: t.Callable[[str], str | None],
 ) -> tuple[list[str], dict[str, list[str]], dict[str, str]]:
     """The hosts that no service covers, those that more than one does, and those whose runbook_service is none."""
     uncovered: list[str] = []
@@ -46,7 +51,11 @@ def cover(
 
 
 def refuse_hosts(
-    runbook: str, hosts: t.Sequence[str], services: t.Sequence[str], limit: str | None, covered: tuple[list[str], dict[str, list[str]], dict[str, str]]
+    runbook: str,
+    hosts: t.Sequence[str],
+    services: t.Sequence[str],
+    limit: str | None,
+    covered: tuple[list[str], dict[str, list[str]], dict[str, str]],
 ) -> str | None:
     """Why the runbook cannot run on these hosts, or None."""
     uncovered, ambiguous, strange = covered
@@ -56,8 +65,8 @@ def refuse_hosts(
         return f"{host} is in the groups {' and '.join(found)}; set runbook_service for it."
     if uncovered and (limit or len(uncovered) == len(hosts)):
         return (
-            f"{runbook} does not cover {some(uncovered)}: it covers hosts in the group {' or '.join(services)}, and hosts with "
-            f"runbook_service set."
+            f"{runbook} does not cover {some(uncovered)}: it covers hosts in the group {' or '.join(services)}, "
+            f"and hosts with runbook_service set."
         )
     return None
 

@@ -19,7 +19,9 @@ def plain(text: str, _kind: str) -> str:
     return text
 
 
-def render(diagnosis: t.Mapping[str, t.Any], width: int = WIDTH, paint: Paint = plain, again: str | None = None) -> list[str]:
+def render(
+    diagnosis: t.Mapping[str, t.Any], width: int = WIDTH, paint: Paint = plain, again: str | None = None
+) -> list[str]:
     """The lines to print for one host."""
     width = max(60, width)
     status = str(diagnosis["status"])
@@ -29,27 +31,49 @@ def render(diagnosis: t.Mapping[str, t.Any], width: int = WIDTH, paint: Paint = 
     lines += textwrap.wrap(str(diagnosis["summary"]), width - 2, initial_indent="  ", subsequent_indent="  ")
     cause = next_finding(diagnosis["findings"])
     if cause and cause["next_step"]:
-        lines += textwrap.wrap(f"Next: {cause['next_step']}", width - 2, initial_indent="  ", subsequent_indent="        ")
+        lines += textwrap.wrap(
+            f"Next: {cause['next_step']}", width - 2, initial_indent="  ", subsequent_indent="        "
+        )
     lines.append("")
     lines += _table(diagnosis["findings"], width, paint)
+    for item in diagnosis["findings"]:
+        if item["status"] in ("ok", "breach") and item["evidence"].get("note"):
+            lines += _note(item, width)
     changed = _changes(diagnosis["findings"])
     if changed:
-        lines += ["", *textwrap.wrap(f"Changed since the last diagnosis: {changed}", width - 2, initial_indent="  ", subsequent_indent="    ")]
+        lines += [
+            "",
+            *textwrap.wrap(
+                f"Changed since the last diagnosis: {changed}", width - 2, initial_indent="  ", subsequent_indent="    "
+            ),
+        ]
     skipped = [item for item in diagnosis["findings"] if item["status"] == "skipped"]
     if skipped:
         lines += ["", f"  Skipped ({len(skipped)}):"]
         for item in skipped:
-            lines += textwrap.wrap(f"{item['title']}: {item['evidence'].get('reason', '')}", width - 4, initial_indent="    ", subsequent_indent="      ")
+            lines += textwrap.wrap(
+                f"{item['title']}: {item['evidence'].get('reason', '')}",
+                width - 4,
+                initial_indent="    ",
+                subsequent_indent="      ",
+            )
     if again:
         lines += ["", f"  Again:  {again}"]
     return lines
+
+
+def _note(item: t.Mapping[str, t.Any], width: int) -> list[str]:
+    """What limits a finding, or where else its value comes from, below the table."""
+    return textwrap.wrap(
+        f"* {item['title']}: {item['evidence']['note']}", width - 2, initial_indent="  ", subsequent_indent="    "
+    )
 
 
 def next_finding(findings: t.Sequence[t.Mapping[str, t.Any]]) -> t.Mapping[str, t.Any] | None:
     """The finding to act on first: the cause, else the worst."""
     cause = [item for item in findings if item["evidence"].get("cause")]
     wrong = sorted((item for item in findings if item["status"] in ("breach", "unknown")), key=_urgency)
-    return (cause or wrong or [None])[0]
+    return next(iter(cause or wrong), None)
 
 
 def _urgency(item: t.Mapping[str, t.Any]) -> tuple[int, bool, int]:

@@ -407,7 +407,12 @@ def test_head_does_not_start_without_an_llm_key(tmp_path: Path) -> None:
 def test_vritti_does_not_start_without_kyrodb(tmp_path: Path) -> None:
     with running_lab(tmp_path) as lab:
         lab.break_fault("kyrodb-image-down")
-        assert "exited with status 3" in lab.restart("vritti").json["message"]
+        restarted = lab.restart("vritti")
+        assert restarted.status == 409
+        assert "exited with status 3" in restarted.json["message"]
+        status, _output, errors = run_lab(tmp_path, "break", "vritti", "embedding-slow")
+        assert status == 1
+        assert "needs vritti" in errors
         assert lab.heal_all().status == 200
         assert lab.search().status == 200
         assert lab.active_faults() == []

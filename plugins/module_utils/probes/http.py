@@ -8,7 +8,12 @@ import json
 import typing as t
 
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
-from ansible_collections.oncall.runbooks.plugins.module_utils.http_client import Answer, check_url, get, without_credentials
+from ansible_collections.oncall.runbooks.plugins.module_utils.http_client import (
+    Answer,
+    check_url,
+    get,
+    without_credentials,
+)
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 
 # Bodies travel to the controller, where JMESPath runs; more than this is no health page.
@@ -22,7 +27,11 @@ REQUEST: dict[str, t.Any] = {
 }
 SPEC: dict[str, t.Any] = {
     "url": {"type": "str", "required": True},
-    "value": {"type": "str", "choices": ["status", "json", "header", "connect", "first_byte", "total"], "default": "status"},
+    "value": {
+        "type": "str",
+        "choices": ["status", "json", "header", "connect", "first_byte", "total"],
+        "default": "status",
+    },
     "jmespath": {"type": "str"},
     "header": {"type": "str"},
     "samples": {"type": "int", "default": 1},
@@ -78,15 +87,23 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         try:
             body = json.loads(last.body[: MAX_JSON + 1])
         except ValueError:
-            raise NoAnswer(f"{shown} answers {last.status} with {last.content_type or 'no content type'} instead of JSON.", "content") from None
+            raise NoAnswer(
+                f"{shown} answers {last.status} with {last.content_type or 'no content type'} instead of JSON.",
+                "content",
+            ) from None
         return {"outcome": "json", "value": body, "evidence": evidence}
     times = {part: sorted(getattr(answer, part) for answer in answers) for part in ("connect", "first_byte", "total")}
     evidence["timing_ms"] = {
-        part: {"min": _ms(values[0]), "median": _ms(values[len(values) // 2]), "max": _ms(values[-1])} for part, values in times.items()
+        part: {"min": _ms(values[0]), "median": _ms(values[len(values) // 2]), "max": _ms(values[-1])}
+        for part, values in times.items()
     }
     chosen = times[kind]
-    note = f"its own {'timing' if len(chosen) == 1 else f'{len(chosen)} timings'} of {shown}, quantile {source['quantile']:g}"
-    return {"value": chosen[min(len(chosen) - 1, int(len(chosen) * source["quantile"]))], "evidence": evidence, "note": note}
+    note = f"quantile {source['quantile']:g} of {len(chosen)} own timings of {shown}"
+    return {
+        "value": chosen[min(len(chosen) - 1, int(len(chosen) * source["quantile"]))],
+        "evidence": evidence,
+        "note": note,
+    }
 
 
 def _hint(status: int) -> str:

@@ -51,7 +51,10 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         if kind == "answers" and error.kind in _DOWN and not wrong_service:
             return {"value": False, "evidence": {"error": str(error)}, "note": str(error)}
         raise
-    evidence: dict[str, t.Any] = {key: seen[key] for key in ("status", "components", "version", "uptime_seconds", "transport", "latency_ms")}
+    limits = f": {seen['note']}" if seen["note"] else ""
+    evidence: dict[str, t.Any] = {
+        key: seen[key] for key in ("status", "components", "version", "uptime_seconds", "transport", "latency_ms")
+    }
     metrics = seen["metrics"] or {}
     if kind == "answers":
         return {"value": True, "evidence": evidence, "note": seen["note"]}
@@ -65,10 +68,16 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         return {"value": seen["status"], "evidence": evidence, "note": seen["note"]}
     if kind == "wal":
         if "wal" not in seen["components"]:
-            raise NoAnswer(f"KyroDB at {source['address']} says nothing of its write-ahead log{': ' + seen['note'] if seen['note'] else ''}.", "no data")
+            raise NoAnswer(
+                f"KyroDB at {source['address']} says nothing of its write-ahead log{limits}.",
+                "no data",
+            )
         return {"value": seen["components"]["wal"], "evidence": evidence, "note": seen["note"]}
     if "p99_latency_ms" not in metrics:
-        raise NoAnswer(f"KyroDB at {source['address']} gives no latency percentiles{': ' + seen['note'] if seen['note'] else ''}.", "no data")
+        raise NoAnswer(
+            f"KyroDB at {source['address']} gives no latency percentiles{limits}.",
+            "no data",
+        )
     return {
         "value": metrics["p99_latency_ms"] / 1000,
         "samples": metrics.get("total_queries"),

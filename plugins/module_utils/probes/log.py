@@ -36,7 +36,11 @@ SPEC: dict[str, t.Any] = {
     "by": {"type": "str"},
 }
 RULES: dict[str, t.Any] = {
-    "required_if": [("value", "share", ("of",)), ("value", "quantile", ("field", "quantile")), ("value", "distinct", ("field",))],
+    "required_if": [
+        ("value", "share", ("of",)),
+        ("value", "quantile", ("field", "quantile")),
+        ("value", "distinct", ("field",)),
+    ],
 }
 
 
@@ -81,7 +85,9 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
     try:
         window = context.once(("log", path, source["window"]), read)
     except PermissionError:
-        raise NoAnswer(f"The log {path} may not be read by {procfs.user(os.geteuid())}; run with -b.", "permission") from None
+        raise NoAnswer(
+            f"The log {path} may not be read by {procfs.user(os.geteuid())}; run with -b.", "permission"
+        ) from None
     except FileNotFoundError:
         raise NoAnswer(f"The log {path} does not exist.", "no data") from None
     except OSError as error:
@@ -107,16 +113,29 @@ def _resolve(context: Context, path: str) -> str:
 
 def _journal(unit: str, seconds: float, now: float, timeout: float) -> loglines.Window:
     """The unit's messages of the window; the journal itself keeps the time."""
-    command = ["journalctl", f"--unit={unit}", f"--since=@{int(now - seconds)}", "--output=cat", "--lines=200000", "--no-pager", "--quiet"]
+    command = [
+        "journalctl",
+        f"--unit={unit}",
+        f"--since=@{int(now - seconds)}",
+        "--output=cat",
+        "--lines=200000",
+        "--no-pager",
+        "--quiet",
+    ]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout, check=False, env={**os.environ, "LC_ALL": "C"})
+        done = subprocess.run(
+            command, capture_output=True, timeout=timeout, check=False, env={**os.environ, "LC_ALL": "C"}
+        )
     except FileNotFoundError:
         raise NoAnswer("The journal cannot be read: journalctl is not installed.", "missing") from None
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"journalctl --unit={unit} does not end within {timeout:g} s.", "timeout") from None
     if done.returncode or b"insufficient permissions" in done.stderr:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise NoAnswer(f"The journal of {unit} cannot be read ({said[-1] if said else f'status {done.returncode}'}); run with -b.", "permission")
+        raise NoAnswer(
+            f"The journal of {unit} cannot be read ({said[-1] if said else f'status {done.returncode}'}); run with -b.",
+            "permission",
+        )
     return loglines.Window(done.stdout.decode("utf-8", "replace"), now - seconds, loglines.WINDOW)
 
 
@@ -138,17 +157,19 @@ class _Reading:
 
     def take(self) -> None:
         if self.source["since"]:
-            last = None
-            for last in re.finditer(self.source["since"], self.text):
-                pass
-            if last:
-                self.text = self.text[last.end() :]
+            ends = [found.end() for found in re.finditer(self.source["since"], self.text)]
+            if ends:
+                self.text = self.text[ends[-1] :]
                 self.bound = "since"
         for line in loglines.matching(self.text, re.compile(self.source["match"])):
             self._count(line)
         if self.source["of"]:
             pattern = re.compile(self.source["of"])
-            self.whole = sum(1 for line in loglines.matching(self.text, pattern) if not self.where or self._wanted(loglines.fields_of(line)))
+            self.whole = sum(
+                1
+                for line in loglines.matching(self.text, pattern)
+                if not self.where or self._wanted(loglines.fields_of(line))
+            )
 
     def _wanted(self, fields: t.Mapping[str, t.Any]) -> bool:
         return all(pattern.search(str(fields.get(key, ""))) for key, pattern in self.where.items())
@@ -166,7 +187,9 @@ class _Reading:
                 self.distinct.add(str(value))
             else:
                 try:
-                    self.numbers.setdefault(str(fields.get(self.source["by"], "?")) if self.source["by"] else "", []).append(float(value))
+                    self.numbers.setdefault(
+                        str(fields.get(self.source["by"], "?")) if self.source["by"] else "", []
+                    ).append(float(value))
                 except (TypeError, ValueError):
                     self.unreadable += 1
                     return
@@ -185,7 +208,9 @@ class _Reading:
         if self.newest:
             evidence["newest"] = [mask_text(line.rstrip())[:LINE] for line in reversed(self.newest)]
         if self.groups:
-            evidence[f"by_{self.source['by']}"] = [{self.source["by"]: name, "count": count} for name, count in self.groups.most_common(TOP)]
+            evidence[f"by_{self.source['by']}"] = [
+                {self.source["by"]: name, "count": count} for name, count in self.groups.most_common(TOP)
+            ]
         if self.unreadable:
             evidence["unreadable"] = self.unreadable
         kind = self.source["value"]
@@ -201,24 +226,37 @@ class _Reading:
         elif kind == "distinct":
             value = len(self.distinct)
         elif kind == "rate":
-            seconds = self.now - self.window.oldest if self.bound != loglines.WINDOW and self.window.oldest else self.source["window"]
+            seconds = (
+                self.now - self.window.oldest
+                if self.bound != loglines.WINDOW and self.window.oldest
+                else self.source["window"]
+            )
             value = self.matched / max(1.0, seconds)
         else:
             value = self.matched
         return {"value": value, "samples": samples, "evidence": evidence, "note": note}
 
     def _quantile(self, evidence: dict[str, t.Any], note: str | None) -> tuple[float | None, int, str | None]:
-        """The quantile, or the worst group's; fewer lines than it needs would give their maximum, so they give nothing."""
+        """The quantile, or the worst group's; fewer lines than it needs would give their maximum: nothing then."""
         wanted = self.source["quantile"]
         least = judge.least_for(wanted)
-        rows = sorted(((loglines.quantile(numbers, wanted), len(numbers), name) for name, numbers in self.numbers.items() if len(numbers) >= least), reverse=True)
+        rows = sorted(
+            (
+                (loglines.quantile(numbers, wanted), len(numbers), name)
+                for name, numbers in self.numbers.items()
+                if len(numbers) >= least
+            ),
+            reverse=True,
+        )
         if not rows:
             most = max((len(numbers) for numbers in self.numbers.values()), default=0)
             return None, most, f"{most} lines, and a quantile of {wanted:g} needs {least}"
         if self.source["by"]:
             evidence.pop(f"by_{self.source['by']}", None)
             evidence["worst"] = rows[0][2]
-            evidence[f"by_{self.source['by']}"] = [{self.source["by"]: name, "value": value, "samples": count} for value, count, name in rows[:TOP]]
+            evidence[f"by_{self.source['by']}"] = [
+                {self.source["by"]: name, "value": value, "samples": count} for value, count, name in rows[:TOP]
+            ]
         return rows[0][0], rows[0][1], note
 
     def _covered(self) -> tuple[str, str | None]:

@@ -58,12 +58,20 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
     )
     if not found:
         if kind == "running":
-            return {"value": False, "evidence": {}, "note": f"nothing listens on port {source['port']}" if source["port"] else f"{source['unit']} has no process"}
+            return {
+                "value": False,
+                "evidence": {},
+                "note": f"nothing listens on port {source['port']}"
+                if source["port"]
+                else f"{source['unit']} has no process",
+            }
         raise NoAnswer(f"There is no process for {_subject(source)}.", "no data")
     try:
         return _measure(context, source, kind, found)
     except PermissionError as error:
-        raise NoAnswer(f"{error.filename} may not be read by {procfs.user(os.geteuid())}; run with -b.", "permission") from None
+        raise NoAnswer(
+            f"{error.filename} may not be read by {procfs.user(os.geteuid())}; run with -b.", "permission"
+        ) from None
     except (FileNotFoundError, ProcessLookupError):
         raise NoAnswer(f"The process for {_subject(source)} ended while it was looked at.", "no data") from None
 
@@ -71,7 +79,12 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
 def _measure(context: Context, source: t.Mapping[str, t.Any], kind: str, found: list[int]) -> dict[str, t.Any]:
     main = found[0]
     began = procfs.started(main)
-    evidence: dict[str, t.Any] = {"pid": main, "processes": len(found), "program": procfs.name(main), "started_at": _utc(began)}
+    evidence: dict[str, t.Any] = {
+        "pid": main,
+        "processes": len(found),
+        "program": procfs.name(main),
+        "started_at": _utc(began),
+    }
     note = None
     value: t.Any
     if kind == "running":
@@ -98,7 +111,9 @@ def _cpu(context: Context, found: list[int]) -> tuple[float, str | None]:
     first, second, between = context.pair(("cpu", tuple(found)), lambda: sum(procfs.cpu_seconds(pid) for pid in found))
     if second is not None:
         return 100 * (second - first) / between, None
-    return 100 * first / max(0.01, time.time() - procfs.started(found[0])), "average since process start, without a sample time"
+    return 100 * first / max(
+        0.01, time.time() - procfs.started(found[0])
+    ), "average since process start, without a sample time"
 
 
 def _deployment(source: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -130,7 +145,9 @@ def _commit(checkout: str) -> str | None:
         loose = os.path.join(folder, ref)
         if os.path.isfile(loose):
             return procfs.read(loose).strip()[:40]
-        packed = re.search(rf"^([0-9a-f]{{40}}) {re.escape(ref)}$", procfs.read(os.path.join(folder, "packed-refs")), re.MULTILINE)
+        packed = re.search(
+            rf"^([0-9a-f]{{40}}) {re.escape(ref)}$", procfs.read(os.path.join(folder, "packed-refs")), re.MULTILINE
+        )
         return packed[1] if packed else None
     except OSError:
         return None

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Probe prometheus: values, rates, ratios and quantiles from a /metrics page, or an expression from a Prometheus server."""
+"""Probe prometheus: values, rates, ratios and quantiles from a /metrics page, or from a Prometheus server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ SPEC: dict[str, t.Any] = {
 }
 RULES: dict[str, t.Any] = {
     "required_one_of": [("url", "server")],
-    "mutually_exclusive": [("url", "server"), ("metric", "histogram", "promql"), ("histogram", "change"), ("histogram", "divide_by")],
+    "mutually_exclusive": [
+        ("url", "server"),
+        ("metric", "histogram", "promql"),
+        ("histogram", "change"),
+        ("histogram", "divide_by"),
+    ],
     "required_together": [("histogram", "quantile"), ("server", "promql")],
     "required_by": {"change": "metric", "divide_by": "metric"},
 }
@@ -105,7 +110,10 @@ class _Scrape:
             second, self.between = None, 0.0
         self.before = exposition.parse(first, names)
         self.after = exposition.parse(second, names) if second is not None else self.before
-        self.declared = self.selector.name in self.after.declared or self.selector.name.removesuffix("_total") in self.after.declared
+        self.declared = (
+            self.selector.name in self.after.declared
+            or self.selector.name.removesuffix("_total") in self.after.declared
+        )
 
     def look(self) -> dict[str, t.Any]:
         if not self.after.select(self.selector, self.suffix):
@@ -123,7 +131,9 @@ class _Scrape:
             return self._change()
         return self._value(self.after.select(self.selector))
 
-    def _over_a_window(self, calculate: t.Callable[[t.Callable[..., exposition.Series]], dict[str, t.Any]]) -> dict[str, t.Any]:
+    def _over_a_window(
+        self, calculate: t.Callable[[t.Callable[..., exposition.Series]], dict[str, t.Any]]
+    ) -> dict[str, t.Any]:
         """Between the two scrapes where enough happened in between, else since the process started."""
         why = "without a sample time"
         if self.between:
@@ -136,7 +146,11 @@ class _Scrape:
         least = judge.least_for(self.source["quantile"]) if self.source["quantile"] else 1
         if result["samples"] < least:
             # The slow first requests after a start would pass for the percentile.
-            return {"value": None, "samples": result["samples"], "note": f"{result['samples']:.0f} since process start, and {least} are needed"}
+            return {
+                "value": None,
+                "samples": result["samples"],
+                "note": f"{result['samples']:.0f} since process start, and {least} are needed",
+            }
         result["evidence"]["window"] = judge.SINCE_START
         result["note"] = f"{judge.SINCE_START}, {why}"
         return result
@@ -164,14 +178,19 @@ class _Scrape:
         if self.source["by"]:
             evidence["worst"] = name
             evidence[f"by_{self.source['by']}"] = [
-                {self.source["by"]: label, "value": round(t.cast(float, found.value), 6), "samples": int(found.count)} for found, label, _b in judged[:TOP]
+                {self.source["by"]: label, "value": round(t.cast(float, found.value), 6), "samples": int(found.count)}
+                for found, label, _b in judged[:TOP]
             ]
         return {"value": worst.value, "samples": worst.count, "evidence": evidence}
 
     def _ratio(self, series: t.Callable[..., exposition.Series]) -> dict[str, t.Any]:
         part = exposition.aggregate(series(self.selector), "sum") or 0.0
         whole = exposition.aggregate(series(t.cast(exposition.Selector, self.divisor)), "sum") or 0.0
-        return {"value": part / whole if whole > 0 else None, "samples": whole, "evidence": {"part": part, "whole": whole, "samples": int(whole)}}
+        return {
+            "value": part / whole if whole > 0 else None,
+            "samples": whole,
+            "evidence": {"part": part, "whole": whole, "samples": int(whole)},
+        }
 
     def _change(self) -> dict[str, t.Any]:
         if self.between:
@@ -181,7 +200,10 @@ class _Scrape:
             gained = self.after.select(self.selector)
             started = exposition.aggregate(self.after.series.get(START, {}), "max")
             if started is None and self.source["change"] == "rate":
-                raise NoAnswer(f"a rate of {self.selector.name} needs two scrapes or {START}; set runbook_sample_seconds above 0.", "no data")
+                raise NoAnswer(
+                    f"a rate of {self.selector.name} needs two scrapes or {START}; set runbook_sample_seconds above 0.",
+                    "no data",
+                )
             seconds = max(1e-3, time.time() - (started or 0.0))
             window = judge.SINCE_START
             note = f"{judge.SINCE_START}, without a sample time"
@@ -194,9 +216,14 @@ class _Scrape:
     def _value(self, series: exposition.Series) -> dict[str, t.Any]:
         evidence: dict[str, t.Any] = {}
         if self.source["by"]:
-            groups = {name: exposition.aggregate(part, self.source["aggregate"]) for name, part in exposition.group(series, self.source["by"]).items()}
+            groups = {
+                name: exposition.aggregate(part, self.source["aggregate"])
+                for name, part in exposition.group(series, self.source["by"]).items()
+            }
             ranked = sorted(((value, name) for name, value in groups.items() if value), reverse=True)
-            evidence[f"by_{self.source['by']}"] = [{self.source["by"]: name, "value": round(value, 6)} for value, name in ranked[:TOP]]
+            evidence[f"by_{self.source['by']}"] = [
+                {self.source["by"]: name, "value": round(value, 6)} for value, name in ranked[:TOP]
+            ]
         return {"value": exposition.aggregate(series, self.source["aggregate"]), "evidence": evidence, "note": None}
 
 
@@ -210,7 +237,10 @@ def _api(context: Context, source: t.Mapping[str, t.Any], path: str, parameters:
             raise NoAnswer(f"{shown} refuses {source['promql']!r}: {body.get('error', 'no reason given')}.", "status")
         return body["data"]
     except (ValueError, KeyError, TypeError):
-        raise NoAnswer(f"{shown} answers {answer.status} with {answer.content_type or 'no content type'}, which is not its API.", "content") from None
+        raise NoAnswer(
+            f"{shown} answers {answer.status} with {answer.content_type or 'no content type'}, which is not its API.",
+            "content",
+        ) from None
 
 
 def _ask_server(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -221,7 +251,9 @@ def _ask_server(context: Context, source: t.Mapping[str, t.Any], check: t.Mappin
         values = [float(result[1])] if kind == "scalar" else [float(item["value"][1]) for item in result]
     except (KeyError, TypeError, IndexError, ValueError):
         raise NoAnswer(f"{shown} answers {source['promql']!r} with something other than numbers.", "content") from None
-    series = {((("series", str(place)),)): value for place, value in enumerate(values) if not math.isnan(value)}
+    series: exposition.Series = {
+        (("series", str(place)),): value for place, value in enumerate(values) if not math.isnan(value)
+    }
     value = exposition.aggregate(series, source["aggregate"] if len(series) > 1 else "sum")
     if value is None:
         raise NoAnswer(f"{shown} has no data for {source['promql']!r}.", "no data")
@@ -229,9 +261,16 @@ def _ask_server(context: Context, source: t.Mapping[str, t.Any], check: t.Mappin
     longest = max((threshold.get("for_seconds") or 0 for threshold in check.get("thresholds") or []), default=0)
     if longest:
         now = time.time()
-        history = _api(context, source, "query_range", {"query": source["promql"], "start": now - 2 * longest, "end": now, "step": max(15, longest / 10)})
+        history = _api(
+            context,
+            source,
+            "query_range",
+            {"query": source["promql"], "start": now - 2 * longest, "end": now, "step": max(15, longest / 10)},
+        )
         try:
-            evidence["history"] = [[int(float(at)), float(number)] for at, number in history["result"][0]["values"]][-40:]
+            evidence["history"] = [[int(float(at)), float(number)] for at, number in history["result"][0]["values"]][
+                -40:
+            ]
         except (KeyError, TypeError, IndexError, ValueError):
             evidence["history"] = []
     return {"value": value, "evidence": evidence}
