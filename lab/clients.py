@@ -131,7 +131,7 @@ class CaptureBudget:
 
 
 def _run(workers: int, work: Callable[[], None]) -> None:
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
+    threads = [threading.Thread(target=work, daemon=True) for _number in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:

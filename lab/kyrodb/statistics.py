@@ -73,7 +73,7 @@ class Statistics:
         with self._lock:
             ordered = sorted(self._latencies)
         if not ordered:
-            return [0 for _ in quantiles]
+            return [0 for _number in quantiles]
         return [ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] for quantile in quantiles]
 
     def per_second(self, kind: str, window: float = 60.0) -> float:

@@ -50,8 +50,9 @@ def _flag(value: str) -> bool:
     return value.strip().lower() in ("1", "true", "yes", "on")
 
 
-def load(environment: Mapping[str, str] = os.environ) -> Settings:
+def load(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the settings; what is wrong with them is in `warnings`."""
+    environment = os.environ if environment is None else environment
 
     def number(name: str, default: float) -> float:
         return float(environment.get(name, default))

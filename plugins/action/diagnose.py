@@ -20,6 +20,9 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mas
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import checks as checking
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import diagnosis as diagnosing
 
+# Masking anything shorter would take single letters out of the findings.
+SHORTEST_SECRET = 4
+
 
 class ActionModule(ActionBase):
     """Looks with one call of the module of the same name; judges here."""
@@ -30,32 +33,24 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
-        task_vars = task_vars or {}
-        try:
-            args = checking.options(self._task.args, ARGUMENT_SPEC)
-        except checking.Wrong as error:
-            raise AnsibleActionFail(f"diagnose: {error}.") from None
-        for label, severity in args["severities"].items():
-            if severity not in checking.SEVERITIES:
-                raise AnsibleActionFail(
-                    f"The severity of {label} is {severity!r}; it is one of {', '.join(checking.SEVERITIES)}."
-                )
+        variables = task_vars or {}
+        args = _arguments(self._task.args)
         checks, bad = checking.validate_checks(args["checks"], args["severities"])
+        mistakes = [why for _name, _title, why in bad]
         if not checks and not bad:
             raise AnsibleActionFail(
-                f"The runbook {args['runbook']} has no checks for {args['service']}, so there is nothing to diagnose."
+                f"{args['runbook']} has no checks for {args['service']}: there is nothing to diagnose."
             )
-        mistakes = [why for _name, _title, why in bad]
-        names = {check["id"] for check in checks}
         try:
-            causes = checking.validate_causes(args["causes"], names | {name for name, _title, _why in bad})
+            causes = checking.validate_causes(args["causes"], {check["id"] for check in checks})
         except checking.Wrong as error:
             causes = []
-            mistakes.append(f"The causes of {args['runbook']} are wrong: {error}.")
+            if not bad:
+                mistakes.append(f"The causes of {args['runbook']} are wrong: {error}.")
+
         secrets = self._secrets(checks)
-        began = time.monotonic()
-        started_at = _now()
-        seen = self._look(checks, args, secrets, task_vars)
+        began, started_at = time.monotonic(), _now()
+        seen = self._look(checks, args, secrets, variables)
         problem = seen.get("problem")
         if problem:
             looks = {
@@ -65,21 +60,11 @@ class ActionModule(ActionBase):
             checks = [{**check, "on_no_data": "unknown"} for check in checks]
         else:
             looks = seen["looks"]
-        host = str(task_vars.get("inventory_hostname", ""))
-        path = (
-            os.path.join(
-                os.path.expanduser(args["report_dir"]), args["runbook"], re.sub(r"[^\w.@+-]", "_", host) + ".json"
-            )
-            if args["report_dir"]
-            else None
-        )
+
+        host = str(variables.get("inventory_hostname", ""))
+        path = _report_path(args["report_dir"], args["runbook"], host)
         findings = diagnosing.judge_all(checks, bad, looks, args["severities"], _search, started_at, _previous(path))
         status, severity, label = diagnosing.overall(findings)
-        summary = (
-            f"{host} could not be looked at: {problem}"
-            if problem
-            else diagnosing.summarise(findings, [c for c in causes if names.issuperset(c["breach"] + c["ok"])])
-        )
         diagnosis: dict[str, t.Any] = {
             "schema": diagnosing.SCHEMA,
             "runbook": args["runbook"],
@@ -90,19 +75,19 @@ class ActionModule(ActionBase):
             "status": status,
             "severity": severity,
             "label": label,
-            "summary": summary,
+            "summary": f"It could not be looked at: {problem}" if problem else diagnosing.summarise(findings, causes),
             "findings": findings,
             "plan": None,
         }
-        diagnosis = mask(diagnosis, [value for value in secrets.values() if len(value) > 3])
-        result.update(changed=False, diagnosis=diagnosis, report=path)
+        diagnosis = mask(diagnosis, [value for value in secrets.values() if len(value) >= SHORTEST_SECRET])
         if path:
             try:
                 _write(path, diagnosis)
             except OSError as error:
                 mistakes.append(f"The report {path} cannot be written: {error.strerror}.")
+        result.update(changed=False, diagnosis=diagnosis, report=path)
         if seen.get("unreachable"):
-            result.update(unreachable=True, msg=diagnosis["summary"])
+            result.update(unreachable=True, msg=f"{host} is unreachable: {problem}")
         elif problem:
             result.update(failed=True, msg=diagnosis["summary"])
         elif mistakes:
@@ -170,6 +155,28 @@ class ActionModule(ActionBase):
         if seen.get("failed") or not isinstance(seen.get("looks"), dict):
             return {"problem": _why(seen)}
         return seen
+
+
+def _arguments(arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    try:
+        args = checking.options(arguments, ARGUMENT_SPEC)
+    except checking.Wrong as error:
+        raise AnsibleActionFail(f"diagnose: {error}.") from None
+    for label, severity in args["severities"].items():
+        if severity not in diagnosing.SEVERITIES:
+            known = ", ".join(diagnosing.SEVERITIES)
+            raise AnsibleActionFail(f"The severity of {label} is {severity!r}; it is one of {known}.")
+    for name in ("sample_seconds", "timeout"):
+        if args[name] < 0 or (name == "timeout" and args[name] == 0):
+            raise AnsibleActionFail(f"{name} is {args[name]:g}; it is a number of seconds and not negative.")
+    return args
+
+
+def _report_path(folder: str | None, runbook: str, host: str) -> str | None:
+    if not folder:
+        return None
+    name = re.sub(r"[^\w.@+-]", "_", host)
+    return os.path.join(os.path.abspath(os.path.expanduser(folder)), runbook, f"{name}.json")
 
 
 def _search(expression: str, data: t.Any) -> t.Any:

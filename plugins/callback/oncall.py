@@ -107,7 +107,9 @@ class CallbackModule(Default):
         self._keep(result)
         if not self._quiet:
             super().v2_runner_on_ok(result)
-        elif result.task.resolved_action == "ansible.builtin.debug" and "msg" in result.result:
+            return
+        self._handle_warnings(result.result)
+        if result.task.resolved_action == "ansible.builtin.debug" and "msg" in result.result:
             said = result.result["msg"]
             for text in said if isinstance(said, list) else [said]:
                 self._line(str(text))

@@ -16,7 +16,6 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.registry import PR
 
 Check = dict[str, t.Any]
 
-SEVERITIES = ("critical", "high", "medium", "low")
 SOURCE_SPEC: dict[str, t.Any] = {
     "probe": {"type": "str", "required": True},
     "when": {"type": "bool", "default": True},

@@ -128,7 +128,7 @@ class RunningLab:
         query = {"goal": "deploy the payment service", "min_similarity": -1, **body}
         return self.send("POST", "/api/v1/search", query, headers or self.key())
 
-    def capture(self, headers: Mapping[str, str] | None = None, **body: Any) -> Answer:
+    def capture(self, headers: Mapping[str, str] | None = None, query: str = "", **body: Any) -> Answer:
         episode = {
             "goal": "deploy the payment service",
             "tool_chain": ["kubectl"],
@@ -136,7 +136,7 @@ class RunningLab:
             "error_trace": "pods is forbidden for this user",
             **body,
         }
-        return self.send("POST", "/api/v1/capture", episode, headers or self.key())
+        return self.send("POST", "/api/v1/capture" + query, episode, headers or self.key())
 
     def kyrodb_component(self, path: str = "/health/readiness") -> dict[str, Any]:
         components: list[dict[str, Any]] = self.get(path).json["components"]

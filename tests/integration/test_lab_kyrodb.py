@@ -166,7 +166,7 @@ def test_two_breached_objectives_are_unhealthy_only_with_enough_samples(tmp_path
         with channel:
             query = lab.protocol.stub(channel, "Query")
             message = lab.protocol.messages["QueryRequest"]
-            for _ in range(99):
+            for _number in range(99):
                 query(message(doc_id=12345), timeout=10)
             assert lab.http("image", "/health").json["status"] == "healthy"
             query(message(doc_id=12345), timeout=10)
@@ -174,7 +174,7 @@ def test_two_breached_objectives_are_unhealthy_only_with_enough_samples(tmp_path
             assert lab.http("image", "/slo").json["slo_breaches"]["cache_hit_rate"] is True
             assert lab.http("image", "/health").json["status"] == "degraded"
             assert lab.http("image", "/health").status == 200
-        for _ in range(3):
+        for _number in range(3):
             lab.refused("Search", "image", query_embedding=[1.0] * 384, k=1)
         answer = lab.http("image", "/health")
         assert answer.status == 503

@@ -17,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lab.faults import FAULTS
+from lab.vritti.settings import load
 from tests.integration.lab_helpers import RunningLab, eventually, processes_of, request, run_lab, running_lab
 
 OPENED = "Circuit breaker OPENED: KyroDB"
@@ -129,7 +130,7 @@ def test_capture_and_search_reach_kyrodb(lab: RunningLab) -> None:
         "ranking_ms",
     }
     assert lab.capture({**lab.key()}, error_class="data_loss").status == 422
-    assert lab.send("POST", "/api/v1/capture?tier=luxury", {}, lab.key()).status in (400, 422)
+    assert lab.capture(query="?tier=luxury").status == 400
 
 
 def test_budget_and_reflections_cost_nothing(lab: RunningLab) -> None:
@@ -177,7 +178,7 @@ def test_revocation_and_suspension_wait_for_the_cache(lab: RunningLab) -> None:
 def test_quota_is_reported_and_not_enforced(lab: RunningLab) -> None:
     path, key = "/api/v1/customers/customer-31", lab.key(30)
     lab.send("PATCH", path, {"monthly_credit_limit": 1}, admin(lab))
-    assert [lab.search(key).status for _ in range(3)] == [200, 200, 200]
+    assert [lab.search(key).status for _number in range(3)] == [200, 200, 200]
     usage = lab.get(f"{path}/usage", key).json
     assert (usage["credits_used"], usage["over_quota"]) == (3, True)
     assert lab.send("POST", f"{path}/reset-usage", headers=admin(lab)).status == 204
@@ -241,7 +242,7 @@ def test_limits_of_a_request(v010: RunningLab, head: RunningLab) -> None:
 
 def exceed(lab: RunningLab, position: int) -> tuple[int, str]:
     """Use up a customer's skill listings and ask once more."""
-    for _ in range(50):
+    for _number in range(50):
         assert lab.get("/api/v1/skills", lab.key(position)).status == 200
     answer = lab.get("/api/v1/skills", lab.key(position))
     return answer.status, answer.text
@@ -325,7 +326,7 @@ def test_only_escaped_exceptions_are_errors_and_count_twice(tmp_path: Path) -> N
             return [line for line in lab.get("/metrics").text.splitlines() if "errors_total{" in line]
 
         lab.break_fault("kyrodb-down")
-        assert [lab.search().status for _ in range(9)] == [500] * 9
+        assert [lab.search().status for _number in range(9)] == [500] * 9
         assert errors() == []
         lab.send("PATCH", "/api/v1/customers/nobody", {"status": "active"}, admin(lab))
         assert len(errors()) == 2
@@ -340,7 +341,7 @@ def test_only_escaped_exceptions_are_errors_and_count_twice(tmp_path: Path) -> N
 def test_breaker_opens_at_the_fifth_failure_and_only_a_restart_closes_it(tmp_path: Path) -> None:
     with running_lab(tmp_path, "--vritti", "head") as lab:
         lab.break_fault("kyrodb-image-down")
-        for _ in range(4):
+        for _number in range(4):
             readiness = lab.get("/health/readiness")
             assert (readiness.status, readiness.json["status"]) == (200, "degraded")
             # Successes in between do not reset the count.
@@ -371,7 +372,7 @@ def test_only_uncached_health_requests_count(tmp_path: Path) -> None:
     with running_lab(tmp_path, "--vritti", "head", environment=environment) as lab:
         lab.break_fault("kyrodb-image-down")
         started = time.monotonic()
-        answers = [lab.get("/health") for _ in range(3)]
+        answers = [lab.get("/health") for _number in range(3)]
         assert time.monotonic() - started < 2, "too slow a machine to tell the cache from its absence"
         assert {answer.status for answer in answers} == {200}
         assert {answer.json["timestamp"] for answer in answers} == {answers[0].json["timestamp"]}
@@ -418,13 +419,22 @@ def test_vritti_does_not_start_without_kyrodb(tmp_path: Path) -> None:
         assert lab.active_faults() == []
 
 
-def test_a_placeholder_is_no_admin_key_and_vritti_runs_without_an_llm(tmp_path: Path) -> None:
+def test_v010_runs_without_an_llm_and_with_a_crippled_log(tmp_path: Path) -> None:
     with running_lab(tmp_path, "--no-llm") as lab:
         components = {component["name"] for component in lab.get("/health").json["components"]}
         assert "reflection_service" not in components
         assert lab.get("/admin/budget", admin(lab)).json["cost_by_tier"] == {}
         # The missing key is a warning before the log is set up.
         assert any(line.startswith("WARNING:src.config:") for line in lab.log)
+
+
+def test_admin_keys_that_look_like_placeholders_are_dropped() -> None:
+    dropped = load({"ADMIN_API_KEY": "9f2c-laTEst-0123456789abcdef0123456789", "LLM_OPENROUTER_API_KEY": "sk-or-1"})
+    assert dropped.admin_api_key is None
+    assert len(dropped.warnings) == 1
+    short = load({"ADMIN_API_KEY": "short", "LLM_OPENROUTER_API_KEY": "sk-or-1"})
+    assert short.admin_api_key == "short"
+    assert len(short.warnings) == 1
 
 
 # Log
@@ -566,7 +576,7 @@ def test_stopped_kyrodb(tmp_path: Path) -> None:
         lab.heal_fault("kyrodb-down")
         assert lab.call("Health", "image").status == 1
         # What an outage may have left behind goes with the healing of everything.
-        for _ in range(3):
+        for _number in range(3):
             lab.break_fault("kyrodb-down")
             lab.get("/health/readiness")
             lab.heal_fault("kyrodb-down")

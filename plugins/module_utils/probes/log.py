@@ -123,20 +123,23 @@ def _journal(unit: str, seconds: float, now: float, timeout: float) -> loglines.
         "--quiet",
     ]
     try:
-        done = subprocess.run(
-            command, capture_output=True, timeout=timeout, check=False, env={**os.environ, "LC_ALL": "C"}
+        # Within a module, run_command would be the way; a probe has no module, and needs the deadline.
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "LC_ALL": "C"}
         )
     except FileNotFoundError:
         raise NoAnswer("The journal cannot be read: journalctl is not installed.", "missing") from None
-    except subprocess.TimeoutExpired:
-        raise NoAnswer(f"journalctl --unit={unit} does not end within {timeout:g} s.", "timeout") from None
-    if done.returncode or b"insufficient permissions" in done.stderr:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise NoAnswer(
-            f"The journal of {unit} cannot be read ({said[-1] if said else f'status {done.returncode}'}); run with -b.",
-            "permission",
-        )
-    return loglines.Window(done.stdout.decode("utf-8", "replace"), now - seconds, loglines.WINDOW)
+    with process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise NoAnswer(f"journalctl --unit={unit} does not end within {timeout:g} s.", "timeout") from None
+    if process.returncode or b"insufficient permissions" in errors:
+        said = errors.decode("utf-8", "replace").strip().splitlines()
+        why = said[-1] if said else f"status {process.returncode}"
+        raise NoAnswer(f"The journal of {unit} cannot be read ({why}); run with -b.", "permission")
+    return loglines.Window(output.decode("utf-8", "replace"), now - seconds, loglines.WINDOW)
 
 
 class _Reading:

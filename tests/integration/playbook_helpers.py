@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run our playbooks as somebody at a shell does: a process of its own, another directory, inventories as files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+# Nothing listens there: ports below 1024 that no service of a test uses.
+DEAD = "127.0.0.1:9"
+
+
+@dataclass(frozen=True)
+class Run:
+    status: int
+    output: str
+    directory: Path
+    runbook: str
+
+    def diagnosis(self, host: str = "vritti-lab") -> dict[str, Any]:
+        report = self.directory / "reports" / self.runbook / f"{host}.json"
+        assert report.exists(), self.output
+        data: dict[str, Any] = json.loads(report.read_text())
+        return data
+
+    def findings(self, host: str = "vritti-lab") -> dict[str, dict[str, Any]]:
+        return {finding["id"]: finding for finding in self.diagnosis(host)["findings"]}
+
+
+def inventory(directory: Path, hosts: Mapping[str, Mapping[str, Any]], **groups: list[str]) -> Path:
+    """An inventory file; hosts are in the group vritti unless groups are given."""
+    members = groups or {"vritti": list(hosts)}
+    data = {
+        "all": {"hosts": dict(hosts)},
+        **{group: {"hosts": dict.fromkeys(names)} for group, names in members.items()},
+    }
+    path = directory / "inventory.json"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def ansible(directory: Path, *command: str | Path, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Any of Ansible's commands, with the collection's configuration, from another directory."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    finished = subprocess.run(
+        [str(BIN / command[0]), *map(str, command[1:])],
+        cwd=directory,
+        env={**clean, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "COLUMNS": "120", **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return finished.returncode, finished.stdout
+
+
+def diagnose(
+    directory: Path,
+    where: Path,
+    *arguments: str,
+    sample_seconds: float = 0,
+    environment: Mapping[str, str] | None = None,
+) -> Run:
+    """The command of the README, against an inventory."""
+    tags = () if any(word in arguments for word in ("--tags", "--skip-tags")) else ("--tags", "diagnose")
+    status, output = ansible(
+        directory,
+        "ansible-playbook",
+        REPOSITORY / "playbooks" / "high_latency.yml",
+        "-i",
+        where,
+        *tags,
+        "-e",
+        f"runbook_sample_seconds={sample_seconds}",
+        *arguments,
+        environment=environment,
+    )
+    return Run(status, output, directory, "high_latency")
+
+
+def own_runbook(directory: Path, where: Path, checks: list[Any], *arguments: str, **more: Any) -> Run:
+    """A playbook and a runbook of somebody's own, with these checks."""
+    playbook = directory / "own.yml"
+    play = {"hosts": "all", "gather_facts": False, "name": "Own runbook", "roles": [{"role": "own_runbook"}]}
+    playbook.write_text(json.dumps([play]))
+    variables = directory / "checks.json"
+    variables.write_text(json.dumps({"test_checks": checks, "runbook_sample_seconds": 0, **more}))
+    status, output = ansible(
+        directory,
+        "ansible-playbook",
+        playbook,
+        "-i",
+        where,
+        "-e",
+        f"@{variables}",
+        *arguments,
+        environment={"ANSIBLE_ROLES_PATH": str(REPOSITORY / "tests" / "integration" / "roles")},
+    )
+    return Run(status, output, directory, "own_runbook")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Every file below a folder but its logs, with what is in it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".log"
+    }
