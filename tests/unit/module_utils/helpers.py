@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import types
 from concurrent import futures
 from pathlib import Path
@@ -110,12 +111,13 @@ def mute(_connection, over):
 
 
 def drip(first, piece, pause=0.05):
-    """Answers at once, and then goes on with one piece after the other until the client has had enough."""
+    """Answers at once, and then goes on with one piece after the other for longer than any client should wait."""
 
     def serve(connection, over):
         connection.recv(65536)
         connection.sendall(first)
-        while not over.wait(pause):
+        end = time.monotonic() + PATIENCE + 2
+        while not over.wait(pause) and time.monotonic() < end:
             connection.sendall(piece)
 
     return serve
