@@ -99,7 +99,7 @@ def _table(findings: t.Sequence[t.Mapping[str, t.Any]], width: int, paint: Paint
         return []
     titles = ("STATUS", "CHECK", "OBSERVED", "EXPECTED")
     sizes = [max(len(titles[place]), *(len(str(row[place])) for row in rows)) for place in range(4)]
-    sizes = [min(size, limit) for size, limit in zip(sizes, (10, 34, 24, 26))]
+    sizes = [min(size, limit) for size, limit in zip(sizes, (8, 34, 24, 16))]
     left = 2 + sum(sizes) + 2 * 4
     last = max(20, width - left)
     lines = [("  " + "  ".join(title.ljust(size) for title, size in zip(titles, sizes)) + "  NEXT STEP").rstrip()]

@@ -29,6 +29,7 @@ SPEC: dict[str, t.Any] = {
     "quantile": {"type": "float"},
     "by": {"type": "str"},
     "unset": {"type": "float"},
+    "since_start": {"type": "bool", "default": True},
     "server": {"type": "str"},
     "promql": {"type": "str"},
     **http.REQUEST,
@@ -142,6 +143,8 @@ class _Scrape:
                 result["evidence"]["window"] = f"{self.between:.1f} s"
                 return result
             why = f"only {result['samples']:.0f} within {self.between:.1f} s"
+        if not self.source["since_start"]:
+            return {"value": None, "samples": 0, "note": why}
         result = calculate(self.after.select)
         least = judge.least_for(self.source["quantile"]) if self.source["quantile"] else 1
         if result["samples"] < least:

@@ -69,6 +69,7 @@ class Raw:
         self.count = 0
         self.over = threading.Event()
         self.threads = []
+        self.connections = []
 
     def __enter__(self):
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -89,6 +90,7 @@ class Raw:
             except OSError:
                 return
             self.count += 1
+            self.connections.append(connection)
             self._start(self._one, connection)
 
     def _one(self, connection):
@@ -101,6 +103,9 @@ class Raw:
         with contextlib.suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         for thread in self.threads:
             thread.join(PATIENCE)
 
@@ -210,7 +215,7 @@ def make_certificates(folder):
         "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost",
         "-keyout", "server.key", "-out", "server.csr",
     )  # fmt: skip
-    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    (folder / "names").write_text("subjectAltName=DNS:localhost\n")
     openssl(
         "x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
         "-extfile", "names", "-out", "server.pem",
