@@ -12,14 +12,16 @@ import time
 import typing as t
 from datetime import UTC, datetime
 
+from ansible import constants as C
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError, AnsibleUndefinedVariable
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.oncall.runbooks.plugins.module_utils.diagnose_spec import ARGUMENT_SPEC
+from ansible_collections.oncall.runbooks.plugins.module_utils.diagnose_spec import ARGUMENT_SPEC, LEVELS
 from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mask
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import checks as checking
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import diagnosis as diagnosing
 
+CALLBACK = "oncall.runbooks.oncall"
 # Masking anything shorter would take single letters out of the findings.
 SHORTEST_SECRET = 4
 
@@ -35,14 +37,15 @@ class ActionModule(ActionBase):
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         args = _arguments(self._task.args)
-        checks, bad = checking.validate_checks(args["checks"], args["severities"])
+        templates, causes_given = self._read(args)
+        checks, bad = checking.validate_checks(templates, args["severities"])
         mistakes = [why for _name, _title, why in bad]
         if not checks and not bad:
             raise AnsibleActionFail(
                 f"{args['runbook']} has no checks for {args['service']}: there is nothing to diagnose."
             )
         try:
-            causes = checking.validate_causes(args["causes"], {check["id"] for check in checks})
+            causes = checking.validate_causes(causes_given, {check["id"] for check in checks})
         except checking.Wrong as error:
             causes = []
             if not bad:
@@ -85,7 +88,13 @@ class ActionModule(ActionBase):
                 _write(path, diagnosis)
             except OSError as error:
                 mistakes.append(f"The report {path} cannot be written: {error.strerror}.")
-        result.update(changed=False, diagnosis=diagnosis, report=path)
+        result.update(
+            changed=False,
+            diagnosis=diagnosis,
+            report=path,
+            reached=diagnosing.reached(findings, args["fail_on"]),
+            shown=C.DEFAULT_STDOUT_CALLBACK == CALLBACK,
+        )
         if seen.get("unreachable"):
             result.update(unreachable=True, msg=f"{host} is unreachable: {problem}")
         elif problem:
@@ -93,6 +102,37 @@ class ActionModule(ActionBase):
         elif mistakes:
             result.update(failed=True, msg=" ".join(mistakes))
         return result
+
+    def _read(self, args: dict[str, t.Any]) -> tuple[list[t.Any], list[t.Any]]:
+        """The checks and causes, those of the file templated one by one: a broken one becomes its own mistake."""
+        if not args["file"]:
+            return args["checks"], args["causes"]
+        name = args["runbook"]
+        try:
+            data = self._loader.load_from_file(args["file"], trusted_as_template=True)
+        except AnsibleError as error:
+            raise AnsibleActionFail(f"The checks in {args['file']} cannot be read: {_sentence(str(error))}") from None
+        if not isinstance(data, dict) or not isinstance(data.get(f"{name}_checks"), (list, str)):
+            raise AnsibleActionFail(f"The file {args['file']} has no list {name}_checks.")
+        return (
+            [*args["checks"], *map(self._template, self._list(data[f"{name}_checks"]))],
+            [*args["causes"], *map(self._template, self._list(data.get(f"{name}_causes") or []))],
+        )
+
+    def _list(self, data: t.Any) -> list[t.Any]:
+        """A list, also where one template stands for the whole of it."""
+        return list(self._templar.template(data) if isinstance(data, str) else data)
+
+    def _template(self, item: t.Any) -> t.Any:
+        try:
+            return checking.plain(self._templar.template(item))
+        except AnsibleError as error:
+            why = _sentence(str(error.message if isinstance(error, AnsibleUndefinedVariable) else error))[:-1]
+            return (
+                {"id": item.get("id"), "title": item.get("title"), checking.BROKEN: why}
+                if isinstance(item, dict)
+                else item
+            )
 
     def _secrets(self, checks: t.Sequence[dict[str, t.Any]]) -> dict[str, str]:
         """Resolve each secret on its own: one that cannot be decrypted costs its sources, not the diagnosis."""
@@ -163,8 +203,8 @@ def _arguments(arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     except checking.Wrong as error:
         raise AnsibleActionFail(f"diagnose: {error}.") from None
     for label, severity in args["severities"].items():
-        if severity not in diagnosing.SEVERITIES:
-            known = ", ".join(diagnosing.SEVERITIES)
+        if severity not in LEVELS:
+            known = ", ".join(LEVELS)
             raise AnsibleActionFail(f"The severity of {label} is {severity!r}; it is one of {known}.")
     for name in ("sample_seconds", "timeout"):
         if args[name] < 0 or (name == "timeout" and args[name] == 0):

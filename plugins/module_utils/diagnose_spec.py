@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import typing as t
 
+# From the worst to the least.
+LEVELS = ["critical", "high", "medium", "low"]
 LABELS = {
     "P1": "critical",
     "P2": "high",
@@ -19,11 +21,13 @@ LABELS = {
 ARGUMENT_SPEC: dict[str, t.Any] = {
     "runbook": {"type": "str", "required": True},
     "service": {"type": "str", "required": True},
-    "checks": {"type": "list", "elements": "dict", "required": True},
+    "checks": {"type": "list", "elements": "dict", "default": []},
+    "file": {"type": "path"},
     "causes": {"type": "list", "elements": "dict", "default": []},
     "severities": {"type": "dict", "default": LABELS},
     "sample_seconds": {"type": "float", "default": 5.0},
     "timeout": {"type": "float", "default": 5.0},
     "report_dir": {"type": "str"},
+    "fail_on": {"type": "list", "elements": "str", "choices": [*LEVELS, "unknown"], "default": []},
     "secrets": {"type": "dict", "no_log": True, "default": {}},
 }

@@ -7,10 +7,8 @@ The standard library is enough for that, and a bare target has nothing else; req
 
 from __future__ import annotations
 
-import http.client
 import re
 import socket
-import ssl
 import time
 import typing as t
 from dataclasses import dataclass
@@ -69,6 +67,10 @@ def get(
     max_bytes: int = MAX_BYTES,
 ) -> Answer:
     """GET a URL once, or raise NoAnswer with a sentence that names it."""
+    # Costly to import, and the controller, which validates, never gets here.
+    import http.client
+    import ssl
+
     shown = f"GET {without_credentials(url)}"
     parts = urlsplit(check_url(url))
     host = parts.hostname or ""
@@ -130,9 +132,7 @@ def get(
     return Answer(response.status, lowered, body, connected - began, first - began, ended - began)
 
 
-def _read(
-    response: http.client.HTTPResponse, sock: socket.socket, deadline: float, timeout: float, max_bytes: int, shown: str
-) -> bytes:
+def _read(response: t.Any, sock: socket.socket, deadline: float, timeout: float, max_bytes: int, shown: str) -> bytes:
     # The deadline covers the whole body: a server that drips one byte a second does not get longer.
     pieces: list[bytes] = []
     size = 0

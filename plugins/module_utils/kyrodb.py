@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import socket
-import ssl
 import time
 import typing as t
 from dataclasses import dataclass
@@ -192,6 +191,8 @@ def _require_open_port(endpoint: Endpoint, deadline: float) -> None:
     with connection:
         if not endpoint.tls:
             return
+        import ssl
+
         try:
             context = ssl.create_default_context(cafile=endpoint.ca_path or None)
             if endpoint.cert_path:

@@ -51,7 +51,8 @@ class Context:
 
         def both() -> tuple[T, T | None, float]:
             began = time.monotonic()
-            first = function()
+            # Whoever wants only what is so now shares the first of the two.
+            first = self.once(("now", key), function)
             if self.sample_seconds <= 0:
                 return first, None, 0.0
             time.sleep(max(0.0, self.sample_seconds - (time.monotonic() - began)))

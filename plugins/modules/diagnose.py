@@ -42,7 +42,13 @@ options:
     description: The checks, each a mapping with C(id), C(title), C(sources), C(thresholds) and more.
     type: list
     elements: dict
-    required: true
+    default: []
+  file:
+    description:
+      - A YAML file on the controller with C(<runbook>_checks), and C(<runbook>_causes) if there are any, to add to
+        O(checks) and O(causes).
+      - Its templates are evaluated check by check, so that an undefined variable costs one check and not the diagnosis.
+    type: path
   causes:
     description:
       - The sentences for the summary. The first cause whose C(breach) checks are all in breach and whose C(ok)
@@ -76,6 +82,12 @@ options:
     description: A folder on the controller. The diagnosis is written to C(<runbook>/<host>.json) below it, and the
       one before is compared with.
     type: str
+  fail_on:
+    description: The levels from which on RV(reached) is true. V(unknown) stands for any check without an answer.
+    type: list
+    elements: str
+    choices: [critical, high, medium, low, unknown]
+    default: []
   secrets:
     description: The values of the secrets that checks name. The action fills it from the variables of those names;
       leave it alone.
@@ -169,6 +181,14 @@ diagnosis:
     plan:
       description: Null until the run's plan is made.
       type: dict
+shown:
+  description: Whether the collection's own callback prints the diagnosis, so that no task needs to.
+  type: bool
+  returned: always
+reached:
+  description: Whether the host reached a level of O(fail_on), or something worse.
+  type: bool
+  returned: always
 report:
   description: The file that the diagnosis was written to, or null.
   type: str

@@ -7,11 +7,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import string
 import typing as t
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import judge
+from ansible_collections.oncall.runbooks.plugins.module_utils.http_client import without_credentials
 from ansible_collections.oncall.runbooks.plugins.module_utils.registry import PROBES
 
 Check = dict[str, t.Any]
@@ -55,6 +57,10 @@ CAUSE_SPEC: dict[str, t.Any] = {
 }
 
 
+# What stands in a check whose templates could not be evaluated, with the reason.
+BROKEN = "__broken"
+
+
 class Wrong(ValueError):
     """A check, a source or a cause says something that it cannot; the message is one sentence."""
 
@@ -88,8 +94,13 @@ def _validated(data: t.Any, spec: dict[str, t.Any], what: str, **rules: t.Any) -
     return t.cast("dict[str, t.Any]", result.validated_parameters)
 
 
-def _source(data: t.Any, place: int) -> dict[str, t.Any]:
+def _source(data: t.Any, place: int, others: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     what = f"source {place}"
+    if isinstance(data, t.Mapping) and "like" in data:
+        first = ((others.get(data["like"]) or {}).get("sources") or [None])[0]
+        if not isinstance(first, t.Mapping) or "like" in first:
+            raise Wrong(f"{what} is like {data['like']!r}, which is no check with a source of its own")
+        data = {**first, **{key: value for key, value in data.items() if key != "like"}}
     if not isinstance(data, t.Mapping) or "probe" not in data:
         raise Wrong(f"{what} names no probe; there are {', '.join(sorted(PROBES))}")
     probe = PROBES.get(data["probe"])
@@ -108,14 +119,21 @@ def _source(data: t.Any, place: int) -> dict[str, t.Any]:
     return source
 
 
-def validate_check(data: t.Any, severities: t.Mapping[str, str]) -> Check:
+def validate_check(data: t.Any, severities: t.Mapping[str, str], others: t.Mapping[str, t.Any] | None = None) -> Check:
     """The check with types and defaults, or Wrong."""
+    if isinstance(data, t.Mapping) and BROKEN in data:
+        raise Wrong(str(data[BROKEN]))
     check = _validated(data, CHECK_SPEC, "the check")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", check["id"]):
         raise Wrong(f"the id {check['id']!r} is not snake_case")
     if not check["sources"]:
         raise Wrong("it has no source, so it can never answer")
-    check["sources"] = [_source(source, place) for place, source in enumerate(check["sources"], 1)]
+    check["sources"] = [_source(source, place, others or {}) for place, source in enumerate(check["sources"], 1)]
+    # The same look by hand is made of the first source that is used: $url, $address, $path.
+    used: dict[str, t.Any] = next((source for source in check["sources"] if source["when"]), {})
+    check["reproduce"] = string.Template(check["reproduce"]).safe_substitute(
+        {key: without_credentials(str(value)) for key, value in used.items()}
+    )
     check["thresholds"] = [
         _validated(item, THRESHOLD_SPEC, f"threshold {place}") for place, item in enumerate(check["thresholds"], 1)
     ]
@@ -132,6 +150,7 @@ def validate_check(data: t.Any, severities: t.Mapping[str, str]) -> Check:
 
 def validate_checks(data: t.Any, severities: t.Mapping[str, str]) -> tuple[list[Check], list[tuple[str, str, str]]]:
     """The usable checks, and for each of the others its id, its title and what is wrong with it."""
+    others = {str(item.get("id")): item for item in data if isinstance(item, t.Mapping)}
     good: list[Check] = []
     bad: list[tuple[str, str, str]] = []
     seen: set[str] = set()
@@ -142,7 +161,7 @@ def validate_checks(data: t.Any, severities: t.Mapping[str, str]) -> tuple[list[
             if name in seen:
                 raise Wrong("another check has the same id")
             seen.add(name)
-            good.append(validate_check(item, severities))
+            good.append(validate_check(item, severities, others))
         except Wrong as error:
             bad.append((name, title, f"The check {name} is wrong: {error}."))
     return _related(good, bad)

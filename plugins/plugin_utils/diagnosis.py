@@ -10,11 +10,11 @@ import typing as t
 from datetime import UTC, datetime
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import judge
+from ansible_collections.oncall.runbooks.plugins.module_utils.diagnose_spec import LEVELS
 from ansible_collections.oncall.runbooks.plugins.module_utils.loglines import seconds
 from ansible_collections.oncall.runbooks.plugins.module_utils.registry import PROBES
 
 SCHEMA = "oncall.runbooks/diagnosis/1"
-SEVERITIES = ("critical", "high", "medium", "low")
 # Two diagnoses further apart than this say nothing of what was in between.
 CONTINUOUS_SECONDS = 3600.0
 
@@ -237,7 +237,7 @@ def _unbroken(history: t.Sequence[t.Sequence[float]], threshold: t.Mapping[str, 
 
 
 def _rank(item: Finding) -> int:
-    return SEVERITIES.index(item["severity"]) if item["severity"] in SEVERITIES else len(SEVERITIES)
+    return LEVELS.index(item["severity"]) if item["severity"] in LEVELS else len(LEVELS)
 
 
 def overall(findings: t.Sequence[Finding]) -> tuple[str, str | None, str | None]:
@@ -250,6 +250,14 @@ def overall(findings: t.Sequence[Finding]) -> tuple[str, str | None, str | None]
     if any(item["status"] == "unknown" for item in findings) or not any(item["status"] == "ok" for item in findings):
         return "unknown", None, None
     return "healthy", None, None
+
+
+def reached(findings: t.Sequence[Finding], levels: t.Sequence[str]) -> bool:
+    """Whether a finding is at one of these levels, or worse than one."""
+    least = max((LEVELS.index(level) for level in levels if level in LEVELS), default=-1)
+    if any(item["status"] == "breach" and _rank(item) <= least for item in findings):
+        return True
+    return "unknown" in levels and any(item["status"] == "unknown" for item in findings)
 
 
 def summarise(findings: t.Sequence[Finding], causes: t.Sequence[t.Mapping[str, t.Any]]) -> str:

@@ -13,7 +13,7 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Con
 
 SPEC: dict[str, t.Any] = {
     "value": {"type": "str", "choices": ["answers", "status", "wal", "latency", "p99"], "default": "status"},
-    "samples": {"type": "int", "default": 5},
+    "samples": {"type": "int", "default": 3},
     "secret_api_key": {"type": "str"},
     **kyrodb.CONNECTION_SPEC,
 }

@@ -107,7 +107,7 @@ class _Scrape:
             first, second, self.between = context.pair(key, lambda: _scrape(context, source))
         else:
             # A gauge is what it is now; the first of the pair, if there is one, is as good.
-            first = context.once(("now", *key), lambda: _scrape(context, source))
+            first = context.once(("now", key), lambda: _scrape(context, source))
             second, self.between = None, 0.0
         self.before = exposition.parse(first, names)
         self.after = exposition.parse(second, names) if second is not None else self.before

@@ -4,15 +4,16 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from ansible_collections.oncall.runbooks.plugins.module_utils import loglines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ansible_collections.oncall.runbooks.plugins.module_utils import loglines
+
 FAR = float("inf")
-EPOCH = datetime(2026, 11, 23, 3, 0, 0, tzinfo=timezone.utc)
+EPOCH = datetime(2026, 11, 23, 3, 0, 0, tzinfo=UTC)
 START = EPOCH.timestamp()
 
 

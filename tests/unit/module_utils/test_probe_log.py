@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import pytest
+
 from ansible_collections.oncall.runbooks.plugins.module_utils import loglines
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.probes import log
@@ -20,7 +21,7 @@ from ansible_collections.oncall.runbooks.tests.unit.module_utils.helpers import 
 
 def event(text, age=1.0, **fields):
     """A line as structlog writes it, so many seconds old."""
-    moment = datetime.fromtimestamp(time.time() - age, timezone.utc).isoformat()
+    moment = datetime.fromtimestamp(time.time() - age, UTC).isoformat()
     return json.dumps({"event": text, "timestamp": moment, **fields})
 
 
@@ -330,9 +331,10 @@ time.sleep(60)
 def test_output_of_what_listens_on_a_port(tmp_path):
     port = helpers.free_port()
     path = tmp_path / "out.log"
-    with path.open("wb") as out, subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(port)], stdout=out, stderr=subprocess.PIPE
-    ) as server:
+    with (
+        path.open("wb") as out,
+        subprocess.Popen([sys.executable, "-c", SERVER, str(port)], stdout=out, stderr=subprocess.PIPE) as server,
+    ):
         try:
             server.stderr.readline()
             seen = look("log", path=f"stdout:{port}", match="served")

@@ -6,6 +6,7 @@ import time
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+
 from ansible_collections.oncall.runbooks.plugins.module_utils import judge
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.probes import prometheus
@@ -113,6 +114,15 @@ def test_too_little_in_between_counts_since_the_start(web, between):
     assert seen["value"] < 0.01
     assert seen["evidence"]["window"] == judge.SINCE_START
     assert f"only {sum(between)} within 0.1 s" in seen["note"]
+
+
+def test_old_news_is_not_wanted_by_every_source(web):
+    url = at(web, histogram(search=QUICK))
+    values = {"url": url, "histogram": "took", "quantile": 0.5, "since_start": False}
+    assert look("prometheus", min_samples=20, **values)["value"] is None
+    assert look("prometheus", sampled(), min_samples=20, **values)["value"] is None
+    at(web, histogram(search=QUICK), histogram(search=(100, 0, 0, 60, 0, 0)))
+    assert look("prometheus", sampled(), min_samples=20, **values)["value"] == pytest.approx(0.3)
 
 
 def test_fewer_than_a_percentile_needs_give_no_value(web):
@@ -226,7 +236,7 @@ def test_checks_share_the_scrapes(web):
     assert len(web.requests) == 2
     look("prometheus", shared, url=url, metric="g")
     look("prometheus", shared, url=url, metric="g", by="a")
-    assert len(web.requests) == 3
+    assert len(web.requests) == 2
 
 
 def test_certificate_is_verified_for_the_check_that_asks_for_it(tls):

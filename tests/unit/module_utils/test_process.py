@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import pytest
+
 from ansible_collections.oncall.runbooks.plugins.module_utils import procfs
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.probes import process
@@ -66,7 +67,7 @@ def test_running_names_the_process():
         assert seen["evidence"]["pid"] == pid
         assert seen["evidence"]["processes"] == 1
         assert seen["evidence"]["program"].startswith("python")
-        began = datetime.strptime(seen["evidence"]["started_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+        began = datetime.strptime(seen["evidence"]["started_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
         assert before - 5 < began.timestamp() < time.time() + 5
         assert -5 < look("process", port=port, value="age")["value"] < time.time() - before + 5
 
@@ -155,9 +156,7 @@ def test_gpu_is_a_device_that_is_open():
 
 def test_name_with_spaces_and_parentheses():
     """The name stands between parentheses in /proc/<pid>/stat and moves what follows, where one splits at spaces."""
-    code = (
-        "import ctypes; ctypes.CDLL(None).prctl(15, b'a) R 1 (b c', 0, 0, 0)\nprint(1, flush=True)\nsys.stdin.read()"
-    )
+    code = "import ctypes; ctypes.CDLL(None).prctl(15, b'a) R 1 (b c', 0, 0, 0)\nprint(1, flush=True)\nsys.stdin.read()"
     with child(code) as (pid, port):
         while procfs.name(pid) != "a) R 1 (b c":
             time.sleep(0.01)
