@@ -44,12 +44,14 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(
                 f"{args['runbook']} has no checks for {args['service']}: there is nothing to diagnose."
             )
+        names = {check["id"] for check in checks}
         try:
-            causes = checking.validate_causes(causes_given, {check["id"] for check in checks})
+            causes = checking.validate_causes(causes_given, names | {name for name, _title, _why in bad})
         except checking.Wrong as error:
             causes = []
-            if not bad:
-                mistakes.append(f"The causes of {args['runbook']} are wrong: {error}.")
+            mistakes.append(f"The causes of {args['runbook']} are wrong: {error}.")
+        # A cause that rests on a wrong check cannot be established.
+        causes = [cause for cause in causes if names.issuperset(cause["breach"] + cause["ok"] + cause["fresh"])]
 
         secrets = self._secrets(checks)
         began, started_at = time.monotonic(), _now()

@@ -7,6 +7,7 @@ The standard library is enough for that, and a bare target has nothing else; req
 
 from __future__ import annotations
 
+import io
 import re
 import socket
 import time
@@ -41,7 +42,10 @@ def check_url(url: str) -> str:
     shown = without_credentials(url)
     if "://" not in url:
         raise ValueError(f"the URL {shown!r} has no scheme; write http://{shown.lstrip('/')}")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ValueError(f"the URL {shown!r} is not one ({error})") from None
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"the URL {shown!r} is neither http:// nor https://")
     if not parts.hostname:
@@ -55,7 +59,7 @@ def check_url(url: str) -> str:
 
 def without_credentials(url: str) -> str:
     """The URL as it may be shown: no user, no password."""
-    return re.sub(r"(?<=//)[^/?#@]*@", "", url)
+    return re.sub(r"(?<=//)[^/?#]*@", "", url)
 
 
 def get(
@@ -85,7 +89,10 @@ def get(
             # Small requests must not wait for the acknowledgement of the one before.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if parts.scheme == "https":
-                context = ssl.create_default_context(cafile=ca_path)
+                try:
+                    context = ssl.create_default_context(cafile=ca_path)
+                except OSError as error:
+                    raise NoAnswer(f"{shown}: the authority {ca_path} cannot be used ({error}).", "tls") from None
                 if not validate_certs:
                     context.check_hostname = False
                     context.verify_mode = ssl.CERT_NONE
@@ -103,10 +110,9 @@ def get(
                 f"{shown}: no connection to {host} port {port} ({error.strerror or error}).", "connection"
             ) from None
         connected = time.monotonic()
-        connection.sock = sock
+        connection.sock = _Deadlined(sock, deadline)
         try:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            sock.settimeout(max(0.01, deadline - time.monotonic()))
             connection.request(
                 "GET",
                 path,
@@ -114,9 +120,13 @@ def get(
             )
             response = connection.getresponse()
             first = time.monotonic()
-            body = _read(response, sock, deadline, timeout, max_bytes, shown)
+            body = _read(response, max_bytes, shown)
         except socket.timeout:
             raise NoAnswer(f"{shown}: the port accepts and does not answer within {timeout:g} s.", "timeout") from None
+        except http.client.InvalidURL:
+            raise NoAnswer(f"{shown}: the URL has characters that cannot be sent.", "error") from None
+        except http.client.IncompleteRead:
+            raise NoAnswer(f"{shown}: the answer breaks off.", "connection") from None
         except http.client.HTTPException as error:
             raise NoAnswer(f"{shown}: what answers does not speak HTTP ({type(error).__name__}).", "protocol") from None
         except ValueError as error:
@@ -132,24 +142,49 @@ def get(
     return Answer(response.status, lowered, body, connected - began, first - began, ended - began)
 
 
-def _read(response: t.Any, sock: socket.socket, deadline: float, timeout: float, max_bytes: int, shown: str) -> bytes:
-    # The deadline covers the whole body: a server that drips one byte a second does not get longer.
+class _Deadlined(io.RawIOBase):
+    """A socket whose every read ends with the deadline: a server that drips one byte a second does not get longer."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def _arm(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise socket.timeout
+        self._sock.settimeout(left)
+
+    def makefile(self, *_mode: t.Any, **_options: t.Any) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: t.Any) -> int:
+        self._arm()
+        return self._sock.recv_into(buffer)
+
+    def sendall(self, data: bytes) -> None:
+        self._arm()
+        self._sock.sendall(data)
+
+    def close(self) -> None:
+        # http.client closes its connection while the response is still to be read; get() closes the socket.
+        pass
+
+
+def _read(response: t.Any, max_bytes: int, shown: str) -> bytes:
     pieces: list[bytes] = []
     size = 0
     while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise NoAnswer(f"{shown}: the answer is not complete after {timeout:g} s ({size} bytes so far).", "timeout")
-        # Newer Pythons close the socket with the last byte, older ones with the read after it.
-        if response.isclosed():
-            return b"".join(pieces)
-        sock.settimeout(left)
         piece = response.read1(_PIECE)
         if not piece:
+            if response.length:
+                raise NoAnswer(f"{shown}: the answer breaks off after {size} bytes.", "connection")
             return b"".join(pieces)
         size += len(piece)
         if size > max_bytes:
-            raise NoAnswer(
-                f"{shown}: the answer is larger than {max_bytes // 1024 // 1024} MiB and was not read.", "size"
-            )
+            limit = max_bytes // 1024 // 1024
+            raise NoAnswer(f"{shown}: the answer is larger than {limit} MiB and was not read.", "size")
         pieces.append(piece)

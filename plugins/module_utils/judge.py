@@ -46,7 +46,7 @@ def crossed(value: Json, thresholds: t.Sequence[t.Mapping[str, Json]]) -> t.Mapp
                 continue
             if operator in ("above", "below"):
                 seen = number(value)
-                if seen is None:
+                if seen is None or math.isnan(seen):
                     raise Unjudgeable(f"the value {value!r} is no number and cannot be {operator} {wanted:g}")
                 hit = seen > wanted if operator == "above" else seen < wanted
             elif operator == "equals":
@@ -88,6 +88,8 @@ def useless_threshold(thresholds: t.Sequence[t.Mapping[str, Json]]) -> str | Non
     The first match wins, so a later threshold is dead when an earlier one of the same kind takes everything it would.
     """
     seen: list[tuple[str, Json]] = []
+    # Every number above `lowest` and below `highest` is taken by the thresholds before.
+    lowest, highest = math.inf, -math.inf
     for place, threshold in enumerate(thresholds, 1):
         used = [operator for operator in OPERATORS if threshold.get(operator) is not None]
         if len(used) != 1:
@@ -100,20 +102,34 @@ def useless_threshold(thresholds: t.Sequence[t.Mapping[str, Json]]) -> str | Non
                 re.compile(str(wanted))
             except re.error as error:
                 return f"threshold {place}: {wanted!r} is no regular expression ({error})"
-        for earlier, bound in seen:
+        if operator in ("above", "below") and (
+            math.isnan(wanted) or wanted == (math.inf if operator == "above" else -math.inf)
+        ):
+            return f"threshold {place} ({operator}: {wanted}) can never match, for no number is {operator} it"
+        bound = number(wanted) if operator == "equals" else wanted if operator != "matches" else None
+        dead = any(
+            (operator == earlier == "equals" and _equal(wanted, before))
+            or (operator == earlier == "matches" and wanted == before)
+            for earlier, before in seen
+        )
+        if bound is not None:
+            everything = lowest < highest
             dead = (
-                (operator == earlier == "above" and wanted >= bound)
-                or (operator == earlier == "below" and wanted <= bound)
-                or (operator == earlier == "equals" and _equal(wanted, bound))
-                or (operator == earlier == "matches" and wanted == bound)
-                or (operator == "equals" and earlier == "above" and (number(wanted) or bound) > bound)
-                or (operator == "equals" and earlier == "below" and (number(wanted) or bound) < bound)
+                dead
+                or everything
+                or (operator == "above" and bound >= lowest)
+                or (operator == "below" and bound <= highest)
+                or (operator == "equals" and (bound > lowest or bound < highest))
             )
-            if dead:
-                return (
-                    f"threshold {place} ({operator}: {wanted}) can never match, because {earlier}: {bound} before it "
-                    f"takes every such value; put the stricter one first"
-                )
+        if dead:
+            return (
+                f"threshold {place} ({operator}: {wanted}) can never match, because those before it take every such "
+                f"value; put the stricter one first"
+            )
+        if operator == "above":
+            lowest = min(lowest, wanted)
+        elif operator == "below":
+            highest = max(highest, wanted)
         seen.append((operator, wanted))
     return None
 

@@ -255,18 +255,24 @@ def ask(
         messages = _Messages.get()
     except ImportError as error:
         return _ask_http(endpoint, timeout, str(error.name or "grpcio"))
+    if endpoint.api_key and not (endpoint.api_key.isascii() and endpoint.api_key.isprintable()):
+        raise NoAnswer(
+            f"The API key for KyroDB at {endpoint.address} has characters that cannot be sent.", "authentication"
+        )
     deadline = time.monotonic() + timeout
     _require_open_port(endpoint, deadline)
+    options: list[tuple[str, t.Any]] = [("grpc.enable_http_proxy", 0)]
     if endpoint.tls:
         credentials = grpc.ssl_channel_credentials(
             _read(endpoint.ca_path, "CA certificate"),
             _read(endpoint.key_path, "client key"),
             _read(endpoint.cert_path, "client certificate"),
         )
-        options = [("grpc.ssl_target_name_override", endpoint.server_name)] if endpoint.server_name else []
+        if endpoint.server_name:
+            options.append(("grpc.ssl_target_name_override", endpoint.server_name))
         channel = grpc.secure_channel(endpoint.address, credentials, options)
     else:
-        channel = grpc.insecure_channel(endpoint.address, [("grpc.enable_http_proxy", 0)])
+        channel = grpc.insecure_channel(endpoint.address, options)
     metadata = (("x-api-key", endpoint.api_key),) if endpoint.api_key else None
 
     def call(rpc: str, request: t.Any, response: t.Any) -> t.Any:
@@ -325,7 +331,12 @@ def _ask_http(endpoint: Endpoint, timeout: float, missing: str) -> dict[str, t.A
     """The stand-in: the observability port knows the status and the 99th percentile, not the components."""
     url = endpoint.observability_url
     headers = {"x-api-key": endpoint.api_key} if endpoint.api_key else {}
-    answer = get(f"{url}/health", headers=headers, timeout=timeout)
+    try:
+        answer = get(f"{url}/health", headers=headers, timeout=timeout)
+    except NoAnswer as error:
+        # A dead gRPC port is an instance that is down; a dead HTTP port alone may only be elsewhere.
+        _require_open_port(endpoint, time.monotonic() + timeout)
+        raise NoAnswer(f"{missing} is not installed on the target, and instead of gRPC: {error}", "missing") from None
     try:
         body = json.loads(answer.body)
         status = body["status"]

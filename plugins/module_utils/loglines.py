@@ -57,13 +57,14 @@ def read_window(path: str, start: float, max_bytes: int, deadline: float) -> Win
             file.seek(at)
             block = file.read(size)
             pieces.append(block)
-            first = time_of(block[block.find(b"\n") + 1 :].decode("utf-8", "replace"))
+            # Only whole lines tell their time: a torn one may have lost its zone.
+            first = time_of(block[block.find(b"\n") + 1 : block.rfind(b"\n") + 1].decode("utf-8", "replace"))
             if first is not None and first < start:
                 bound = WINDOW
                 break
     data = b"".join(reversed(pieces))
     data = data[(data.find(b"\n") + 1 if at > 0 else 0) : data.rfind(b"\n") + 1]
-    text = data.decode("utf-8", "replace")
+    text = data.decode("utf-8", "replace").replace("\r\n", "\n")
     if bound == WINDOW or start_is_in(text, start):
         bound = WINDOW
         text = _cut(text, start)
@@ -86,22 +87,18 @@ def _cut(text: str, start: float) -> str:
 
 
 def matching(text: str, pattern: re.Pattern[str]) -> t.Iterator[str]:
-    """The lines that the pattern matches. It runs over the whole text, which is far quicker than line by line."""
-    at = 0
-    while True:
-        hit = pattern.search(text, at)
-        if hit is None or hit.start() >= len(text):
-            return
-        begin = text.rfind("\n", 0, hit.start()) + 1
-        end = text.find("\n", hit.start())
+    """The lines that the pattern matches; a plain word is found at memory speed, line by line only what needs it."""
+    word = pattern.pattern
+    if not word or pattern.flags & re.IGNORECASE or re.escape(word).replace("\\ ", " ").replace("\\-", "-") != word:
+        lines = text.split("\n")
+        yield from (line for line in (lines if lines[-1] else lines[:-1]) if pattern.search(line))
+        return
+    at = text.find(word)
+    while at != -1:
+        end = text.find("\n", at)
         end = len(text) if end == -1 else end
-        line = text[begin:end]
-        # A pattern such as [^x]* may have run on into the next line.
-        if hit.end() <= end or pattern.search(line):
-            yield line
-        at = end + 1
-        if at > len(text):
-            return
+        yield text[text.rfind("\n", 0, at) + 1 : end]
+        at = text.find(word, end + 1)
 
 
 def seconds(text: str) -> float | None:

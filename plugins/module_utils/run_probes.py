@@ -43,15 +43,18 @@ class _Run:
         self.context = context
         self.done = {name: threading.Event() for name in self.checks}
         self.ok: dict[str, bool] = {}
+        self.waiting: set[str] = set()
         self.looks: dict[str, list[Look]] = {name: [] for name in self.checks}
         self.unmet: dict[str, list[str]] = {}
 
     def check(self, name: str) -> None:
         check = self.checks[name]
         try:
+            self.waiting.add(name)
             for other in check.get("needs") or []:
                 if other in self.done:
                     self.done[other].wait()
+            self.waiting.discard(name)
             unmet = [other for other in check.get("needs") or [] if not self.ok.get(other)]
             if unmet:
                 self.unmet[name] = unmet
@@ -85,6 +88,11 @@ def run(checks: t.Sequence[t.Mapping[str, t.Any]], context: Context) -> dict[str
     results: dict[str, dict[str, t.Any]] = {}
     for name, thread in threads.items():
         looks = list(state.looks[name])
+        if name in state.waiting:
+            # What it needs has not ended, which is not ok.
+            unmet = [other for other in state.checks[name]["needs"] if not state.ok.get(other)]
+            results[name] = {"looks": [], "unmet": unmet}
+            continue
         if thread.is_alive():
             looks.append(
                 {"outcome": "no_answer", "note": f"The probe did not end within its deadline of {context.timeout:g} s."}

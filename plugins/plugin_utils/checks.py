@@ -97,18 +97,18 @@ def _validated(data: t.Any, spec: dict[str, t.Any], what: str, **rules: t.Any) -
 def _source(data: t.Any, place: int, others: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     what = f"source {place}"
     if isinstance(data, t.Mapping) and "like" in data:
-        first = ((others.get(data["like"]) or {}).get("sources") or [None])[0]
+        sources = others.get(str(data["like"]), {}).get("sources")
+        first = sources[0] if isinstance(sources, list) and sources else None
         if not isinstance(first, t.Mapping) or "like" in first:
             raise Wrong(f"{what} is like {data['like']!r}, which is no check with a source of its own")
         data = {**first, **{key: value for key, value in data.items() if key != "like"}}
     if not isinstance(data, t.Mapping) or "probe" not in data:
         raise Wrong(f"{what} names no probe; there are {', '.join(sorted(PROBES))}")
-    probe = PROBES.get(data["probe"])
+    probe = PROBES.get(str(data["probe"]))
     if probe is None:
         raise Wrong(f"{what} names the unknown probe {data['probe']!r}; there are {', '.join(sorted(PROBES))}")
     what = f"{what} ({data['probe']})"
-    used = data.get("when")
-    if used in (False, "false", "False"):
+    if str(data.get("when", True)).lower() in ("false", "no", "off", "n", "f", "0"):
         # What is not there need not be complete: its address may be an empty variable.
         return {"probe": data["probe"], "when": False, "scale": 1.0}
     source = _validated(data, {**SOURCE_SPEC, **probe.SPEC}, what, **probe.RULES)
@@ -132,7 +132,7 @@ def validate_check(data: t.Any, severities: t.Mapping[str, str], others: t.Mappi
     # The same look by hand is made of the first source that is used: $url, $address, $path.
     used: dict[str, t.Any] = next((source for source in check["sources"] if source["when"]), {})
     check["reproduce"] = string.Template(check["reproduce"]).safe_substitute(
-        {key: without_credentials(str(value)) for key, value in used.items()}
+        {key: without_credentials(str(value)) for key, value in used.items() if value is not None}
     )
     check["thresholds"] = [
         _validated(item, THRESHOLD_SPEC, f"threshold {place}") for place, item in enumerate(check["thresholds"], 1)
@@ -211,5 +211,7 @@ def validate_causes(data: t.Any, names: t.Container[str]) -> list[dict[str, t.An
         for other in cause["breach"] + cause["ok"] + cause["fresh"]:
             if other not in names:
                 raise Wrong(f"cause {place} names {other!r}, which is no check of this runbook")
+        if not cause["breach"]:
+            raise Wrong(f"cause {place} names no check under breach, so it would always fit")
         causes.append(cause)
     return causes

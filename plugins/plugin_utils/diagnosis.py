@@ -262,7 +262,8 @@ def reached(findings: t.Sequence[Finding], levels: t.Sequence[str]) -> bool:
 
 def summarise(findings: t.Sequence[Finding], causes: t.Sequence[t.Mapping[str, t.Any]]) -> str:
     """One sentence: the cause when the findings name it, else the worst of them; marks the cause's finding."""
-    by_id = {item["id"]: item for item in findings}
+    # A second check with an id that is taken is a mistake, and comes last.
+    by_id = {item["id"]: item for item in reversed(findings)}
     unknown = [item for item in findings if item["status"] == "unknown"]
     rest = f" {len(unknown)} of {len(findings)} checks gave no answer." if unknown else ""
     for cause in causes:
@@ -298,10 +299,20 @@ def _observed(item: Finding) -> str:
 
 
 def capped(diagnosis: dict[str, t.Any], limit: int = 32768) -> dict[str, t.Any]:
-    """The diagnosis small enough to travel as a statistic: evidence goes first, then the findings that are ok."""
-    if len(json.dumps(diagnosis)) <= limit:
-        return diagnosis
-    kept = [item if item["status"] == "breach" else {**item, "evidence": {}} for item in diagnosis["findings"]]
-    if len(json.dumps(kept)) > limit:
-        kept = [{**item, "evidence": {}} for item in diagnosis["findings"] if item["status"] in ("breach", "unknown")]
-    return {**diagnosis, "findings": kept[:100], "capped": True}
+    """The diagnosis small enough to travel as a statistic: evidence goes first, then what is ok, then the words."""
+    findings = diagnosis["findings"]
+    brief = ("id", "title", "status", "severity", "label", "observed", "unit", "expected")
+    wrong = sorted((item for item in findings if item["status"] in ("breach", "unknown")), key=_rank)
+    attempts: list[list[Finding]] = [
+        findings,
+        [item if item["status"] == "breach" else {**item, "evidence": {}} for item in findings],
+        [{**item, "evidence": {}} for item in wrong],
+        [{key: item[key] for key in brief} for item in wrong],
+    ]
+    for kept in attempts:
+        small = diagnosis if kept is findings else {**diagnosis, "findings": kept, "capped": True}
+        if len(json.dumps(small)) <= limit:
+            return small
+    while small["findings"] and len(json.dumps(small)) > limit:
+        small["findings"] = small["findings"][: len(small["findings"]) // 2]
+    return small

@@ -99,7 +99,9 @@ def _table(findings: t.Sequence[t.Mapping[str, t.Any]], width: int, paint: Paint
         return []
     titles = ("STATUS", "CHECK", "OBSERVED", "EXPECTED")
     sizes = [max(len(titles[place]), *(len(str(row[place])) for row in rows)) for place in range(4)]
-    sizes = [min(size, limit) for size, limit in zip(sizes, (8, 34, 24, 16))]
+    # A narrow terminal gets narrow columns, so that the last one keeps a readable width.
+    room = min(82, width - 30)
+    sizes = [min(size, limit) for size, limit in zip(sizes, (8, room * 34 // 82, room * 24 // 82, room * 16 // 82))]
     left = 2 + sum(sizes) + 2 * 4
     last = max(20, width - left)
     lines = [("  " + "  ".join(title.ljust(size) for title, size in zip(titles, sizes)) + "  NEXT STEP").rstrip()]

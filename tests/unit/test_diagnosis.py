@@ -18,6 +18,7 @@ from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import (
     judge_all,
     judge_check,
     overall,
+    reached,
     summarise,
 )
 
@@ -377,6 +378,23 @@ def item(name, status="ok", severity=None, **values):
 )
 def test_overall(findings, wanted):
     assert overall(findings) == wanted
+
+
+@pytest.mark.parametrize(
+    ("levels", "findings", "wanted"),
+    [
+        ([], [item("a", "breach", "critical"), item("b", "unknown")], False),
+        (["high"], [item("a", "breach", "critical")], True),
+        (["high"], [item("a", "breach", "high")], True),
+        (["high"], [item("a", "breach", "medium")], False),
+        (["critical", "low"], [item("a", "breach", "medium")], True),
+        (["unknown"], [item("a", "unknown")], True),
+        (["unknown"], [item("a", "breach", "critical")], False),
+        (["critical"], [item("a", "unknown"), item("b"), item("c", "skipped")], False),
+    ],
+)
+def test_levels_that_are_reached(levels, findings, wanted):
+    assert reached(findings, levels) is wanted
 
 
 def cause(*breach, summary="It is $a.", ok=(), fresh=()):

@@ -151,6 +151,7 @@ class _Reading:
         self.now = now
         self.text = window.text
         self.bound = window.bound
+        self.oldest = window.oldest
         self.where = {key: re.compile(str(pattern)) for key, pattern in source["where"].items()}
         self.matched = self.whole = self.unreadable = 0
         self.numbers: dict[str, list[float]] = {}
@@ -160,9 +161,12 @@ class _Reading:
 
     def take(self) -> None:
         if self.source["since"]:
-            ends = [found.end() for found in re.finditer(self.source["since"], self.text)]
-            if ends:
-                self.text = self.text[ends[-1] :]
+            starts = list(re.finditer(self.source["since"], self.text, re.MULTILINE))
+            if starts:
+                after = self.text.find("\n", starts[-1].start()) + 1
+                line = self.text[self.text.rfind("\n", 0, starts[-1].start()) + 1 : after]
+                self.text = self.text[after:] if after else ""
+                self.oldest = loglines.time_of(line) or loglines.time_of(self.text)
                 self.bound = "since"
         for line in loglines.matching(self.text, re.compile(self.source["match"])):
             self._count(line)
@@ -229,11 +233,7 @@ class _Reading:
         elif kind == "distinct":
             value = len(self.distinct)
         elif kind == "rate":
-            seconds = (
-                self.now - self.window.oldest
-                if self.bound != loglines.WINDOW and self.window.oldest
-                else self.source["window"]
-            )
+            seconds = self.now - self.oldest if self.bound != loglines.WINDOW and self.oldest else self.source["window"]
             value = self.matched / max(1.0, seconds)
         else:
             value = self.matched
@@ -267,6 +267,6 @@ class _Reading:
             return f"{self.source['window']:g} s", None
         if self.bound == "since":
             return f"since the line matching {self.source['since']!r}", None
-        if self.window.oldest is None:
+        if self.oldest is None:
             return "not established", f"no line carries a time; the {self.bound} was taken whole"
-        return f"{max(0.0, self.now - self.window.oldest):.0f} s: the {self.bound}", None
+        return f"{max(0.0, self.now - self.oldest):.0f} s: the {self.bound}", None

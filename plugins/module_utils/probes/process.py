@@ -142,11 +142,15 @@ def _commit(checkout: str) -> str | None:
         if not head.startswith("ref:"):
             return head[:40]
         ref = head[4:].strip()
-        loose = os.path.join(folder, ref)
+        # A worktree keeps its HEAD to itself and shares the branches.
+        shared = folder
+        if os.path.isfile(os.path.join(folder, "commondir")):
+            shared = os.path.join(folder, procfs.read(os.path.join(folder, "commondir")).strip())
+        loose = os.path.join(shared, ref)
         if os.path.isfile(loose):
             return procfs.read(loose).strip()[:40]
         packed = re.search(
-            rf"^([0-9a-f]{{40}}) {re.escape(ref)}$", procfs.read(os.path.join(folder, "packed-refs")), re.MULTILINE
+            rf"^([0-9a-f]{{40}}) {re.escape(ref)}$", procfs.read(os.path.join(shared, "packed-refs")), re.MULTILINE
         )
         return packed[1] if packed else None
     except OSError:

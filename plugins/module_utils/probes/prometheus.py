@@ -99,10 +99,11 @@ class _Scrape:
         self.selector = exposition.parse_selector(source["histogram"] or source["metric"])
         self.divisor = exposition.parse_selector(source["divide_by"]) if source["divide_by"] else None
         self.suffix = "_bucket" if source["histogram"] else ""
-        names = {self.selector.name, self.selector.name + self.suffix, START}
+        family = self.selector.name.removesuffix("_total")
+        names = {self.selector.name, self.selector.name + self.suffix, family, START}
         if self.divisor:
             names.add(self.divisor.name)
-        key = ("scrape", source["url"], str(source["headers"]), str(source["secret_headers"]))
+        key = ("scrape", http.identity(source))
         if source["histogram"] or source["change"] or self.divisor:
             first, second, self.between = context.pair(key, lambda: _scrape(context, source))
         else:
@@ -111,10 +112,7 @@ class _Scrape:
             second, self.between = None, 0.0
         self.before = exposition.parse(first, names)
         self.after = exposition.parse(second, names) if second is not None else self.before
-        self.declared = (
-            self.selector.name in self.after.declared
-            or self.selector.name.removesuffix("_total") in self.after.declared
-        )
+        self.declared = bool({self.selector.name, family} & self.after.declared)
 
     def look(self) -> dict[str, t.Any]:
         if not self.after.select(self.selector, self.suffix):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the tests of the target's side share: an authority and a server certificate of its own, and a clean environment."""
+"""What the tests of the target's side share: an authority with a server certificate, and a web server."""
 
 from __future__ import annotations
 

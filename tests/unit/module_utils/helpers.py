@@ -281,10 +281,8 @@ def health_bytes(status=1, version="0.1.0", components=None, uptime=4711, commit
 
 
 def metrics_bytes(p99=12.5, queries=1234):
-    return b"".join(
-        [field(1, 90), field(2, 10), field(3, 0.9), field(12, 1.5), field(13, 8.25), field(14, p99)]
-        + [field(15, queries), field(19, 2**31), field(21, 3.5)]
-    )
+    values = {1: 90, 2: 10, 3: 0.9, 12: 1.5, 13: 8.25, 14: p99, 15: queries, 19: 2**31, 21: 3.5}
+    return b"".join(field(number, value) for number, value in values.items())
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def test_selector_takes_what_promql_would(selector, wanted):
     ],
 )
 def test_selector_that_is_none_is_a_sentence(selector, says):
-    with pytest.raises(ValueError, match="no metric selector|no regular expression") as caught:
+    with pytest.raises(ValueError, match=r"no metric selector|no regular expression") as caught:
         parse_selector(selector)
     assert says in str(caught.value)
 
@@ -301,13 +301,12 @@ def test_bound_that_is_no_number_is_malformed():
 def reference(bounds, counts, quantile):
     """The quantile as the documentation of histogram_quantile() describes it, one bucket after the other."""
     rank = quantile * counts[-1]
-    for place, (bound, count) in enumerate(zip(bounds, counts)):
+    low, below = 0.0, 0.0
+    for bound, count in zip(bounds, counts):
         if count >= rank:
-            break
-    if math.isinf(bound):
-        return bounds[-2]
-    low, below = (bounds[place - 1], counts[place - 1]) if place else (0.0, 0.0)
-    return low + (bound - low) * (rank - below) / (count - below)
+            return low if math.isinf(bound) else low + (bound - low) * (rank - below) / (count - below)
+        low, below = bound, count
+    raise AssertionError("the last bucket holds everything")
 
 
 @given(

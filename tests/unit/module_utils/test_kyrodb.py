@@ -336,25 +336,22 @@ def test_address_in_its_parts():
 
 # --- without grpcio
 
-WITHOUT = (
-    """
+WITHOUT = """
 import json, sys
 sys.modules[sys.argv[1]] = None
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 from ansible_collections.oncall.runbooks.tests.unit.module_utils import helpers
-values = json.loads(sys.argv[2])
 try:
-    print(json.dumps(helpers.look("kyrodb", helpers.context(timeout=5.0, the_key="%s"), **values)))
+    seen = helpers.look("kyrodb", helpers.context(the_key=sys.argv[3]), **json.loads(sys.argv[2]))
 except NoAnswer as error:
-    print(json.dumps({"kind": error.kind, "error": str(error)}))
+    seen = {"kind": error.kind, "error": str(error)}
+print(json.dumps(seen))
 """
-    % KEY
-)  # noqa: UP031 - braces
 
 
 def without(package, **values):
     """What the probe sees in a process where this package cannot be imported."""
-    return json.loads(helpers.python(WITHOUT, package, json.dumps(values)))
+    return json.loads(helpers.python(WITHOUT, package, json.dumps(values), KEY))
 
 
 @pytest.mark.parametrize("package", ["grpc", "google.protobuf"])
@@ -408,6 +405,13 @@ def test_missing_package_and_no_http_port_is_not_an_instance_that_is_down():
         seen = without("grpc", address=address, http_url=f"http://127.0.0.1:{helpers.free_port()}", value="answers")
     assert seen.get("value") is None
     assert "grpc" in seen["error"]
+
+
+def test_missing_package_and_a_dead_port_is_an_instance_that_is_down():
+    address = f"127.0.0.1:{helpers.free_port()}"
+    seen = without("grpc", address=address, http_url=f"http://127.0.0.1:{helpers.free_port()}", value="answers")
+    assert seen["value"] is False
+    assert "Connection refused" in seen["note"]
 
 
 # --- the probe

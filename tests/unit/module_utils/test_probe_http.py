@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -78,6 +79,18 @@ def test_timing(web, value):
     assert timing[value]["median"] <= seen["value"] * 1000 + 0.01
     assert "7" in seen["note"]
     assert "quantile 0.9" in seen["note"]
+
+
+def test_samples_of_a_slow_service_are_as_many_as_the_time_for_one_look_allows(web):
+    def slow(_path):
+        time.sleep(0.3)
+        return b"ok"
+
+    web.pages["/"] = slow
+    seen = look("http", context(timeout=1.0), url=web.url, value="total", samples=20)
+    assert seen["value"] >= 0.3
+    assert 1 <= len(web.requests) <= 4
+    assert str(len(web.requests)) in seen["note"]
 
 
 def test_headers_and_secrets_are_sent(web):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime
 
 import pytest
 
@@ -21,7 +20,8 @@ from ansible_collections.oncall.runbooks.tests.unit.module_utils.helpers import 
 
 def event(text, age=1.0, **fields):
     """A line as structlog writes it, so many seconds old."""
-    moment = datetime.fromtimestamp(time.time() - age, UTC).isoformat()
+    whole, part = divmod(time.time() - age, 1)
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f"{part:.6f}"[1:] + "Z"
     return json.dumps({"event": text, "timestamp": moment, **fields})
 
 
@@ -245,7 +245,6 @@ def test_log_that_went_silent_before_the_window_has_nothing_in_it(write):
 
 
 def test_permission(tmp_path):
-    os.chmod(tmp_path, 0o755)
     path = tmp_path / "secret.log"
     path.write_text("x\n")
     path.chmod(0)
@@ -365,7 +364,7 @@ def test_output_of_nothing():
 
 
 def test_journal_is_asked_for_one_unit(monkeypatch, tmp_path):
-    """A journalctl of our own, as there is no systemd in most test environments: what it is asked, what becomes of it."""
+    """A journalctl of our own, as most test environments have no systemd: what it is asked, what becomes of it."""
     tool = tmp_path / "journalctl"
     tool.write_text(f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\nprintf 'one error\\ntwo error\\nfine\\n'\n")
     tool.chmod(0o755)
