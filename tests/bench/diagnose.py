@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a diagnosis costs, beside a ping and beside the runbook's own commands as shell tasks:  make bench
 
-Three playbooks run in turn against one lab, whole processes timed from outside: a diagnosis with one scrape, a play with
-one ansible.builtin.ping, and the commands of both runbooks' latency sections, one shell task each. The ratios are taken
-within each round, so that a machine that slows down slows all three; quoted is their median. It is no test.
+Three playbooks run in turn against one lab, whole processes timed from outside: a diagnosis with one scrape, a play
+with one ansible.builtin.ping, and the commands of both runbooks' latency sections, one shell task each. The ratios are
+taken within each round, so that a machine that slows down slows all three; quoted is their median. It is no test.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
-# The runbooks' words; {vritti} and {kyrodb} are the lab's addresses. What fails in them (grpcurl without reflection, routes
-# that do not exist) fails here as well: the time is spent all the same.
+# The runbooks' words; {vritti} and {kyrodb} are the lab's addresses. What fails in them (grpcurl without reflection,
+# a package that is not installed) fails here as well: the time is spent all the same.
 COMMANDS = (
     "curl http://{vritti}/metrics | grep http_request_duration",
     "curl http://{vritti}/metrics | grep kyrodb_operation_duration",
