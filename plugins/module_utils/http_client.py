@@ -112,7 +112,8 @@ def get(
         connected = time.monotonic()
         connection.sock = _Deadlined(sock, deadline)
         try:
-            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            # A base address with a slash at its end must not turn every route into another one.
+            path = f"/{parts.path.lstrip('/')}" + (f"?{parts.query}" if parts.query else "")
             connection.request(
                 "GET",
                 path,

@@ -112,6 +112,11 @@ class _Scrape:
             second, self.between = None, 0.0
         self.before = exposition.parse(first, names)
         self.after = exposition.parse(second, names) if second is not None else self.before
+        self.why = "without a sample time"
+        if self.before.series.get(START) != self.after.series.get(START):
+            # Every worker counts for itself, so their difference means nothing.
+            self.between = 0.0
+            self.why = "as the two scrapes came from different processes (several workers, or a restart)"
         self.declared = bool({self.selector.name, family} & self.after.declared)
 
     def look(self) -> dict[str, t.Any]:
@@ -134,7 +139,7 @@ class _Scrape:
         self, calculate: t.Callable[[t.Callable[..., exposition.Series]], dict[str, t.Any]]
     ) -> dict[str, t.Any]:
         """Between the two scrapes where enough happened in between, else since the process started."""
-        why = "without a sample time"
+        why = self.why
         if self.between:
             result = calculate(self._increase)
             if result["value"] is not None and result["samples"] >= max(self.min_samples, 1):
@@ -207,7 +212,7 @@ class _Scrape:
                 )
             seconds = max(1e-3, time.time() - (started or 0.0))
             window = judge.SINCE_START
-            note = f"{judge.SINCE_START}, without a sample time"
+            note = f"{judge.SINCE_START}, {self.why}"
         scale = 1.0 / seconds if self.source["change"] == "rate" else 1.0
         result = self._value({labels: value * scale for labels, value in gained.items()})
         result["evidence"]["window"] = window

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from ansible_collections.oncall.runbooks.tests.unit.module_utils import helpers
+
+# Children are started while gRPC runs, and go straight on to another program: its handlers for fork() only harm them.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 
 @pytest.fixture(scope="session")

@@ -94,6 +94,17 @@ def test_rate_without_a_start_is_not_guessed(web):
         look("prometheus", url=url, metric="m_total", change="rate")
 
 
+def test_scrapes_of_two_workers_are_not_subtracted(web):
+    """Every uvicorn worker counts for itself and has a start of its own."""
+    slow = (100, 0, 0, 0, 60, 0)
+    one, other = (f"process_start_time_seconds {start}\n" for start in (1000.5, 1000.7))
+    url = at(web, one + histogram(search=QUICK), other + histogram(search=slow))
+    seen = look("prometheus", sampled(), min_samples=20, url=url, histogram="took", quantile=0.99)
+    assert seen["evidence"]["window"] == judge.SINCE_START
+    assert seen["samples"] == 160
+    assert "different processes" in seen["note"]
+
+
 def test_quantile_of_what_happened_between_two_scrapes(web):
     slow = (100, 0, 0, 60, 0, 0)
     url = at(web, histogram(search=QUICK), histogram(search=slow))
