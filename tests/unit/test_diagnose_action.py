@@ -224,6 +224,7 @@ def run(tmp_path_factory):
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     server.shutdown()
     server.server_close()

@@ -235,6 +235,7 @@ def python(code, *arguments, timeout=60, **options):
         capture_output=True,
         text=True,
         timeout=timeout,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
         **options,
     )
