@@ -80,6 +80,12 @@ def test_table_is_sorted_by_urgency_and_shows_units():
     assert "Connection refused." in rows[3]
 
 
+def test_cause_is_the_first_row():
+    lines = render(diagnosis(item("worst", "breach", "P1"), item("cause", "breach", "P3", evidence={"cause": True})))
+    rows = [re.findall(r"Title of (\w+)", line)[0] for line in lines if line.startswith("  P")]
+    assert rows == ["cause", "worst"]
+
+
 def test_breach_by_silence_says_why_and_what_next():
     text = " ".join(
         render(diagnosis(item("a", "breach", "P1", next_step="Start it.", evidence={"reason": "Refused."})))

@@ -191,6 +191,8 @@ def test_every_threshold_that_is_not_refused_has_a_value_that_reaches_it(thresho
         (119, "s", "119 s"),
         (120, "s", "2 min"),
         (5400, "s", "1.5 h"),
+        (86399, "s", "24 h"),
+        (86400, "s", "1 d"),
         (86400 * 3, "s", "3 d"),
         (512, "B", "512 B"),
         (1536, "B", "1.5 KiB"),

@@ -28,13 +28,16 @@ print(listener.getsockname()[1], flush=True)
 
 
 @contextlib.contextmanager
-def child(code):
-    """A process that prints its port and then does what the code says; gives (pid, port)."""
+def child(code, lines=1):
+    """A process that prints its port and then does what the code says; gives (pid, port) after so many lines."""
     with subprocess.Popen(
         [sys.executable, "-c", LISTENER + code], stdout=subprocess.PIPE, stdin=subprocess.PIPE
     ) as started:
         try:
-            yield started.pid, int(started.stdout.readline())
+            port = int(started.stdout.readline())
+            for _number in range(lines - 1):
+                started.stdout.readline()
+            yield started.pid, port
         finally:
             started.kill()
 
@@ -130,6 +133,17 @@ def test_cpu_of_a_busy_and_of_an_idle_process():
         assert since["value"] > 5
     with child("sys.stdin.read()") as (_pid, port):
         assert look("process", context(sample_seconds=0.3), port=port, value="cpu")["value"] < 10
+
+
+def test_cpu_of_a_process_that_was_busy_once():
+    """What it used before the sample is no part of the sample, and all of the average since its start."""
+    with child("import time\nwhile time.process_time() < 1: pass\nprint(1, flush=True); sys.stdin.read()", lines=2) as (
+        pid,
+        port,
+    ):
+        assert look("process", context(sample_seconds=0.3), port=port, value="cpu")["value"] < 10
+        since = look("process", port=port, value="cpu")["value"]
+        assert since == pytest.approx(100 / (time.time() - procfs.started(pid)), rel=0.4)
 
 
 def test_open_files_and_their_limit():
