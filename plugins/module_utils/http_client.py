@@ -53,7 +53,9 @@ def check_url(url: str) -> str:
     try:
         _port = parts.port
     except ValueError:
-        raise ValueError(f"the URL {shown!r} has a port that is no number from 0 to 65535") from None
+        # What looks like a port may be half of a password with a slash in it.
+        named = "the URL" if "@" in url else f"the URL {shown!r}"
+        raise ValueError(f"{named} has a port that is no number from 0 to 65535") from None
     return url
 
 
@@ -78,7 +80,7 @@ def get(
     shown = f"GET {without_credentials(url)}"
     parts = urlsplit(check_url(url))
     host = parts.hostname or ""
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    port = (443 if parts.scheme == "https" else 80) if parts.port is None else parts.port
     began = time.monotonic()
     deadline = began + timeout
     connection = http.client.HTTPConnection(host, port)

@@ -9,6 +9,7 @@ Source: KyroDB's kyrodb.v1.KyroDBService; it serves neither reflection nor grpc.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 import typing as t
@@ -251,6 +252,8 @@ def ask(
 
     The round trip is the median of `samples` Health calls over one open connection; connecting is not counted.
     """
+    # A probe beside this one may start a process, and gRPC's handlers for that have crashed it.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         import grpc
 

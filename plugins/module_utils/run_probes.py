@@ -74,6 +74,12 @@ class _Run:
             self.done[name].set()
 
 
+def _longest(name: str, checks: t.Mapping[str, t.Mapping[str, t.Any]]) -> int:
+    """How many sources may be asked one after the other until this check is done; needs are no circle."""
+    needs = [other for other in checks[name].get("needs") or [] if other in checks]
+    return len(checks[name]["sources"]) + max((_longest(other, checks) for other in needs), default=0)
+
+
 def run(checks: t.Sequence[t.Mapping[str, t.Any]], context: Context) -> dict[str, dict[str, t.Any]]:
     """Every check's looks in the order of its sources, or the needs that were not met."""
     state = _Run(checks, context)
@@ -81,7 +87,7 @@ def run(checks: t.Sequence[t.Mapping[str, t.Any]], context: Context) -> dict[str
     for thread in threads.values():
         thread.start()
     # Each source has its own deadline; this one is for a probe that ignores it.
-    depth = max((len(check["sources"]) * (1 + len(check.get("needs") or [])) for check in checks), default=1)
+    depth = max((_longest(name, state.checks) for name in state.checks), default=1)
     limit = time.monotonic() + context.sample_seconds + depth * (2 * context.timeout + 1)
     for thread in threads.values():
         thread.join(max(0.0, limit - time.monotonic()))

@@ -296,3 +296,18 @@ def test_key_with_a_line_break_is_in_no_look():
         wants = source("kyrodb", address=address, value="answers", secret_api_key="the_key")
         results = run([check("a", wants)], context(the_key=f"{key}\n"))
     assert key not in json.dumps(results)
+
+
+def test_a_chain_of_slow_needs_is_not_cut_short(web):
+    """Each look is within its own deadline, and so is the run of all of them."""
+
+    def serve(_path):
+        time.sleep(0.3)
+        return b"ok"
+
+    web.pages["/slow"] = serve
+    chain = [
+        check(f"c{number}", source("http", url=f"{web.url}/slow?{number}"), needs=[f"c{number - 1}"] if number else [])
+        for number in range(14)
+    ]
+    assert set(map(tuple, outcomes(run(chain, context(timeout=0.4))).values())) == {("value",)}
