@@ -62,7 +62,7 @@ class ActionModule(ActionBase):
                 check["id"]: {"looks": [{"outcome": "no_answer", "note": problem}], "unmet": []} for check in checks
             }
             # What cannot be looked at is not known, also where silence would be the incident.
-            checks = [{**check, "on_no_data": "unknown"} for check in checks]
+            checks = [{**check, "on_no_data": "unknown", "next_step": ""} for check in checks]
         else:
             looks = seen["looks"]
 

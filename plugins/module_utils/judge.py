@@ -71,6 +71,14 @@ def least_for(quantile: float) -> int:
     return math.ceil(round(1 / (1 - quantile), 6))
 
 
+def robust(quantile: float, count: float) -> float:
+    """The quantile to judge by: the one asked for, or the highest with five observations above it.
+
+    One or two slow first requests (a key that is hashed, a model that loads) must not pass for a percentile.
+    """
+    return min(quantile, 1 - 5 / count) if count > 5 else quantile
+
+
 def is_ok(check: t.Mapping[str, Json], looks: t.Sequence[t.Mapping[str, Json]]) -> bool:
     """Whether a check that others need is ok, decided where the probes run."""
     for look in looks:

@@ -92,6 +92,8 @@ def parse_address(address: str) -> str:
     host, colon, port = address.rpartition(":")
     if "://" in address or "/" in address:
         raise ValueError(f"the KyroDB address {address!r} is a URL; give host:port, such as localhost:50051")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError(f"the KyroDB address {address!r} has an IPv6 address without brackets; write [{host}]:{port}")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"the KyroDB address {address!r} is not host:port, such as localhost:50051")
     return address
@@ -224,6 +226,20 @@ def _require_open_port(endpoint: Endpoint, deadline: float) -> None:
             raise NoAnswer(f"KyroDB at {endpoint.address} breaks off the TLS handshake: {error}.", "tls") from error
 
 
+def _speaks_tls(endpoint: Endpoint) -> bool:
+    """Whether a handshake gets as far as a certificate; whose it is does not matter here."""
+    import ssl
+
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with socket.create_connection((endpoint.host, endpoint.port), timeout=1) as plain, context.wrap_socket(plain):
+            return True
+    except OSError:
+        return False
+
+
 def _explain(endpoint: Endpoint, rpc: str, error: t.Any, timeout: float) -> NoAnswer:
     """Turn a gRPC status into a sentence; the code's name tells the causes apart."""
     code = error.code().name if error.code() else "UNKNOWN"
@@ -240,6 +256,8 @@ def _explain(endpoint: Endpoint, rpc: str, error: t.Any, timeout: float) -> NoAn
         return NoAnswer(f"{where} has no {endpoint.service}/{rpc}; KyroDB's service is {SERVICE}.", "protocol")
     if code == "DEADLINE_EXCEEDED":
         return NoAnswer(f"{where} accepts connections and does not answer {rpc} within {timeout:.1f} s.", "timeout")
+    if code == "UNAVAILABLE" and not endpoint.tls and _speaks_tls(endpoint):
+        return NoAnswer(f"{where} speaks TLS and was asked in plaintext; set kyrodb_tls.", "tls")
     if code == "UNAVAILABLE" and not endpoint.tls:
         return NoAnswer(f"{where} accepts connections and does not speak plaintext gRPC ({details}).", "protocol")
     return NoAnswer(f"{where} answers {rpc} with {code}: {details}.", "error")
@@ -336,20 +354,25 @@ def _ask_http(endpoint: Endpoint, timeout: float, missing: str) -> dict[str, t.A
     """The stand-in: the observability port knows the status and the 99th percentile, not the components."""
     url = endpoint.observability_url
     headers = {"x-api-key": endpoint.api_key} if endpoint.api_key else {}
+    deadline = time.monotonic() + timeout
+    # A dead gRPC port is an instance that is down, whatever its HTTP port says.
+    _require_open_port(endpoint, deadline)
     try:
-        answer = get(f"{url}/health", headers=headers, timeout=timeout)
-    except NoAnswer as error:
-        # A dead gRPC port is an instance that is down; a dead HTTP port alone may only be elsewhere.
-        _require_open_port(endpoint, time.monotonic() + timeout)
-        raise NoAnswer(f"{missing} is not installed on the target, and instead of gRPC: {error}", "missing") from None
-    try:
+        answers = [get(f"{url}/health", headers=headers, timeout=timeout) for _number in range(3)]
+        answer = answers[-1]
+        if answer.status in (401, 403):
+            raise NoAnswer(f"KyroDB at {url} wants another API key; set kyrodb_api_key.", "authentication")
         body = json.loads(answer.body)
         status = body["status"]
-    except (ValueError, KeyError, TypeError) as error:
+    except NoAnswer as error:
+        kind = error.kind if error.kind == "authentication" else "missing"
+        raise NoAnswer(f"{missing} is not installed on the target, and instead of gRPC: {error}", kind) from None
+    except (ValueError, KeyError, TypeError):
         raise NoAnswer(
-            f"GET {url}/health answers {answer.status} without KyroDB's status, and {missing} is not installed.",
-            "protocol",
-        ) from error
+            f"{missing} is not installed on the target, and GET {url}/health answers {answer.status} "
+            f"without KyroDB's status.",
+            "missing",
+        ) from None
     seen: dict[str, t.Any] = {
         "transport": "http",
         "status": status if status in STATUSES else f"status {status}",
@@ -357,8 +380,8 @@ def _ask_http(endpoint: Endpoint, timeout: float, missing: str) -> dict[str, t.A
         "version": None,
         "uptime_seconds": body.get("uptime_seconds"),
         "git_commit": None,
-        "latency_ms": round(answer.total * 1000, 3),
-        "samples": 1,
+        "latency_ms": round(sorted(one.total - one.connect for one in answers)[1] * 1000, 3),
+        "samples": len(answers),
         "metrics": None,
         "note": f"asked over HTTP at {url}, as {missing} is not installed on the target: gRPC itself is not tested",
     }
@@ -366,7 +389,8 @@ def _ask_http(endpoint: Endpoint, timeout: float, missing: str) -> dict[str, t.A
         seen["components"] = {"reason": body["reason"]}
     try:
         now = json.loads(get(f"{url}/slo", headers=headers, timeout=timeout).body)["current_metrics"]
-        seen["metrics"] = {"p99_latency_ms": now["p99_latency_ns"] / 1e6}
+        # There is no count of queries here, and 0 is what it says before the first.
+        seen["metrics"] = {"p99_latency_ms": now["p99_latency_ns"] / 1e6} if now["p99_latency_ns"] else None
     except (NoAnswer, ValueError, KeyError, TypeError):
         seen["metrics"] = None
     return seen

@@ -23,6 +23,7 @@ SOURCE_SPEC: dict[str, t.Any] = {
     "when": {"type": "bool", "default": True},
     "scale": {"type": "float", "default": 1.0},
     "note": {"type": "str"},
+    "lifetime": {"type": "bool", "default": False},
 }
 THRESHOLD_SPEC: dict[str, t.Any] = {
     "above": {"type": "float"},

@@ -61,7 +61,7 @@ def _choose(
     """The value of the first source that answers, its look, the source, and the sources before it."""
     passed: list[dict[str, str]] = []
     absent = True
-    forbidden = False
+    forbidden = foreign = False
     for source, look in zip(check["sources"], looks):
         name = PROBES[source["probe"]].describe(source) if source.get("when", True) else source["probe"]
         outcome, value, reason = look["outcome"], look.get("value"), look.get("note") or ""
@@ -83,12 +83,16 @@ def _choose(
                 reason = f"nothing was observed{f' ({reason})' if reason else ''}"
         absent = absent and outcome == "absent"
         forbidden = forbidden or look.get("kind") == "permission"
+        # Silence for these reasons is about the question, not about the service.
+        foreign = foreign or look.get("kind") in ("tls", "name", "secret", "authentication")
         passed.append({"source": name, "reason": reason})
     reasons = list(dict.fromkeys(item["reason"].rstrip(".") for item in passed if item["reason"])) or [
         "no source answered"
     ]
-    # What a user may not see is not known, whatever the check makes of silence.
-    status = "skipped" if absent and passed else "unknown" if forbidden else "no data"
+    # What a user may not see is not known; only a check that explains another may leave it at that.
+    if forbidden and not (check["explains"] and check["on_no_data"] == "skipped"):
+        foreign = True
+    status = "skipped" if absent and passed else "unknown" if foreign else "no data"
     raise _NoValue(status, "; ".join(reasons), passed)
 
 
@@ -131,6 +135,8 @@ def judge_check(
     notes = [note for note in (source.get("note"), look.get("note")) if note]
     if notes:
         evidence["note"] = "; ".join(notes)
+    if source.get("lifetime"):
+        evidence["window"] = judge.SINCE_START
     if passed:
         evidence["passed_over"] = passed
     base.update(

@@ -34,11 +34,13 @@ def render(
         lines += textwrap.wrap(
             f"Next: {cause['next_step']}", width - 2, initial_indent="  ", subsequent_indent="        "
         )
+    reasons = {item["evidence"].get("reason") for item in diagnosis["findings"]}
+    if len(diagnosis["findings"]) > 1 and len(reasons) == 1 and None not in reasons and status == "unknown":
+        # The host could not be looked at, and the summary has said why.
+        return lines
     lines.append("")
     lines += _table(diagnosis["findings"], width, paint)
-    for item in diagnosis["findings"]:
-        if item["status"] in ("ok", "breach") and item["evidence"].get("note"):
-            lines += _note(item, width)
+    lines += _notes(diagnosis["findings"], width)
     changed = _changes(diagnosis["findings"])
     if changed:
         lines += [
@@ -62,11 +64,17 @@ def render(
     return lines
 
 
-def _note(item: t.Mapping[str, t.Any], width: int) -> list[str]:
-    """What limits a finding, or where else its value comes from, below the table."""
-    return textwrap.wrap(
-        f"* {item['title']}: {item['evidence']['note']}", width - 2, initial_indent="  ", subsequent_indent="    "
-    )
+def _notes(findings: t.Sequence[t.Mapping[str, t.Any]], width: int) -> list[str]:
+    """What limits findings, or where else their values come from, below the table; the same is said once."""
+    titles: dict[str, list[str]] = {}
+    for item in findings:
+        if item["status"] in ("ok", "breach") and item["evidence"].get("note"):
+            titles.setdefault(str(item["evidence"]["note"]), []).append(item["title"])
+    lines: list[str] = []
+    for note, named in titles.items():
+        more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+        lines += textwrap.wrap(f"* {named[0]}{more}: {note}", width - 2, initial_indent="  ", subsequent_indent="    ")
+    return lines
 
 
 def next_finding(findings: t.Sequence[t.Mapping[str, t.Any]]) -> t.Mapping[str, t.Any] | None:

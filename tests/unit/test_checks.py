@@ -53,6 +53,7 @@ def test_types_and_defaults():
         "when": True,
         "scale": 1.0,
         "note": None,
+        "lifetime": False,
     }
     assert {key: good[key] for key in ("on_no_data", "needs", "explains", "track", "suggests", "min_samples")} == {
         "on_no_data": "unknown",

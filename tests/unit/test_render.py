@@ -171,7 +171,9 @@ def letters(text):
 def test_nothing_is_lost(findings, summary, width):
     """Every letter of what belongs into the output is in it, as often as it was given."""
     shown = letters("".join(render(diagnosis(*findings, summary=summary), width)))
-    wanted = [summary]
+    # The same note is said once, whoever it belongs to.
+    notes = {one["evidence"].get("note", "") for one in findings if one["status"] in ("ok", "breach")}
+    wanted = [summary, *notes]
     for one in findings:
         wanted.append(one["title"])
         if one["status"] == "skipped":
@@ -182,8 +184,6 @@ def test_nothing_is_lost(findings, summary, width):
             wanted.append(one["evidence"].get("reason", ""))
         if one["status"] == "breach":
             wanted.append(one["next_step"])
-        if one["status"] in ("ok", "breach"):
-            wanted.append(one["evidence"].get("note", ""))
     for letter in set("".join(wanted)) - set(" .\n"):
         assert shown.count(letter) >= "".join(wanted).count(letter), letter
 
@@ -210,3 +210,13 @@ def test_filter_collects_the_diagnoses_that_there_are():
     assert collected["h1"]["capped"] is True
     assert collected["h1"]["summary"] == one["summary"]
     assert one["findings"][0]["evidence"], "the diagnosis itself keeps its evidence"
+
+
+def test_a_host_that_cannot_be_looked_at_is_no_table():
+    """One reason for everything: the summary says it once."""
+    findings = [item(name, "unknown", evidence={"reason": "Connection refused"}) for name in ("a", "b", "c")]
+    lines = render(
+        {**diagnosis(*findings, summary="It could not be looked at: Connection refused."), "status": "unknown"}
+    )
+    assert len(lines) == 2
+    assert "Connection refused" in lines[1]

@@ -30,6 +30,7 @@ SPEC: dict[str, t.Any] = {
     "since": {"type": "str"},
     "match": {"type": "str", "default": ""},
     "of": {"type": "str"},
+    "expects": {"type": "str"},
     "where": {"type": "dict", "default": {}},
     "field": {"type": "str"},
     "quantile": {"type": "float"},
@@ -46,7 +47,7 @@ RULES: dict[str, t.Any] = {
 
 def validate(source: t.Mapping[str, t.Any]) -> None:
     """Raise ValueError with a sentence for what the types cannot say."""
-    for key in ("since", "match", "of"):
+    for key in ("since", "match", "of", "expects"):
         _pattern(source[key], key)
     for key, pattern in source["where"].items():
         _pattern(str(pattern), f"where.{key}")
@@ -102,10 +103,16 @@ def _resolve(context: Context, path: str) -> str:
     if not path.startswith(STDOUT):
         return path
     port = int(path[len(STDOUT) :])
-    found = context.once(("process", port, None), lambda: procfs.listeners(port))
-    if not found:
-        raise NoAnswer(f"Nothing listens on port {port}, so its output is not known.", "no data")
-    path = context.once(("output", found[0]), lambda: procfs.output_of(found[0]))
+    try:
+        found = context.once(("process", port, None), lambda: procfs.listeners(port))
+        if not found:
+            raise NoAnswer(f"Nothing listens on port {port}, so its output is not known.", "no data")
+        path = context.once(("output", found[0]), lambda: procfs.output_of(found[0]))
+    except NoAnswer as error:
+        if error.kind != "permission":
+            raise
+        # This is a guess at where the log may be, not a log that somebody named.
+        raise Absent(f"{error} Or name the log.") from None
     if not path:
         raise Absent(f"The output of what listens on port {port} goes neither to a file nor to the journal.")
     return path
@@ -120,7 +127,6 @@ def _journal(unit: str, seconds: float, now: float, timeout: float) -> loglines.
         "--output=cat",
         "--lines=200000",
         "--no-pager",
-        "--quiet",
     ]
     try:
         # Within a module, run_command would be the way; a probe has no module, and needs the deadline.
@@ -135,11 +141,14 @@ def _journal(unit: str, seconds: float, now: float, timeout: float) -> loglines.
         except subprocess.TimeoutExpired:
             process.kill()
             raise NoAnswer(f"journalctl --unit={unit} does not end within {timeout:g} s.", "timeout") from None
-    if process.returncode or b"insufficient permissions" in errors:
+    if process.returncode or b"insufficient permissions" in errors or b"not seeing messages" in errors:
         said = errors.decode("utf-8", "replace").strip().splitlines()
         why = said[-1] if said else f"status {process.returncode}"
         raise NoAnswer(f"The journal of {unit} cannot be read ({why}); run with -b.", "permission")
-    return loglines.Window(output.decode("utf-8", "replace"), now - seconds, loglines.WINDOW)
+    lines = output.decode("utf-8", "replace").splitlines(keepends=True)
+    # What journalctl says itself: -- No entries --, -- Boot … --
+    text = "".join(line for line in lines if not line.startswith("-- "))
+    return loglines.Window(text, now - seconds, loglines.WINDOW)
 
 
 class _Reading:
@@ -207,9 +216,14 @@ class _Reading:
             self.newest = [*self.newest[-NEWEST + 1 :], line]
 
     def result(self, where: str) -> dict[str, t.Any]:
-        if not self.text and self.window.bound == "start of the log":
-            return {"value": None, "samples": 0, "evidence": {"log": where}, "note": f"{where} is empty"}
         covered, note = self._covered()
+        if not self.text and self.bound != "since":
+            said = f"{where} has no line within {covered}" if self.bound == loglines.WINDOW else f"{where} is empty"
+            return {"value": None, "samples": 0, "evidence": {"log": where}, "note": said}
+        expected = self.source["expects"]
+        if expected and not next(loglines.matching(self.text, re.compile(expected)), None):
+            said = f"{where} has no line {expected!r} within {covered}, so it does not tell"
+            return {"value": None, "samples": 0, "evidence": {"log": where}, "note": said}
         lines = self.text.count("\n")
         evidence: dict[str, t.Any] = {"log": where, "lines": lines, "matched": self.matched, "window": covered}
         if self.newest:
@@ -245,7 +259,7 @@ class _Reading:
         least = judge.least_for(wanted)
         rows = sorted(
             (
-                (loglines.quantile(numbers, wanted), len(numbers), name)
+                (loglines.quantile(numbers, judge.robust(wanted, len(numbers))), len(numbers), name)
                 for name, numbers in self.numbers.items()
                 if len(numbers) >= least
             ),
@@ -260,6 +274,9 @@ class _Reading:
             evidence[f"by_{self.source['by']}"] = [
                 {self.source["by"]: name, "value": value, "samples": count} for value, count, name in rows[:TOP]
             ]
+        judged = judge.robust(wanted, rows[0][1])
+        if judged < wanted:
+            note = f"quantile {judged:.3g}, as {rows[0][1]} requests are few for {wanted:g}"
         return rows[0][0], rows[0][1], note
 
     def _covered(self) -> tuple[str, str | None]:

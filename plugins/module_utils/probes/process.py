@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import time
@@ -14,6 +15,7 @@ from ansible_collections.oncall.runbooks.plugins.module_utils import procfs
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 
+GPU_NODES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dri/render*")
 GPU_DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/render")
 
 SPEC: dict[str, t.Any] = {
@@ -50,7 +52,11 @@ def _subject(source: t.Mapping[str, t.Any]) -> str:
 def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Find the processes once, and give the value that was asked for."""
     kind = source["value"]
+    if kind == "gpu" and not (nodes := [path for prefix in GPU_NODES for path in glob.glob(prefix)]):
+        return {"value": False, "evidence": {"devices": nodes}, "note": "this host has no GPU"}
     if kind == "connections":
+        if not procfs.sockets(source["port"], procfs.LISTEN):
+            raise NoAnswer(f"Nothing listens on port {source['port']} of this host.", "no data")
         return {"value": len(procfs.sockets(source["port"], procfs.ESTABLISHED)), "evidence": {"port": source["port"]}}
     found = context.once(
         ("process", source["port"], source["unit"]),
@@ -102,7 +108,6 @@ def _measure(context: Context, source: t.Mapping[str, t.Any], kind: str, found: 
         held = sorted({device for pid in found for device in procfs.devices(pid, GPU_DEVICES)})
         value = bool(held)
         evidence["devices"] = held
-        evidence["host_has_gpu"] = any(os.path.exists(path) for path in ("/dev/nvidia0", "/dev/kfd"))
     return {"value": value, "evidence": evidence, "note": note}
 
 

@@ -90,6 +90,12 @@ def _scrape(context: Context, source: t.Mapping[str, t.Any]) -> bytes:
     return answer.body
 
 
+def _differ(before: exposition.Page, after: exposition.Page, name: str) -> bool:
+    """Whether a series that never changes in one process has changed."""
+    earlier, later = before.series.get(name, {}), after.series.get(name, {})
+    return any(later.get(labels, value) != value for labels, value in earlier.items())
+
+
 class _Scrape:
     """One calculation over one or two scrapes of a page that checks share."""
 
@@ -100,7 +106,7 @@ class _Scrape:
         self.divisor = exposition.parse_selector(source["divide_by"]) if source["divide_by"] else None
         self.suffix = "_bucket" if source["histogram"] else ""
         family = self.selector.name.removesuffix("_total")
-        names = {self.selector.name, self.selector.name + self.suffix, family, START}
+        names = {self.selector.name, self.selector.name + self.suffix, family, f"{family}_created", START}
         if self.divisor:
             names.add(self.divisor.name)
         key = ("scrape", http.identity(source))
@@ -112,8 +118,9 @@ class _Scrape:
             second, self.between = None, 0.0
         self.before = exposition.parse(first, names)
         self.after = exposition.parse(second, names) if second is not None else self.before
+        self.lifetime = False
         self.why = "without a sample time"
-        if self.before.series.get(START) != self.after.series.get(START):
+        if any(_differ(self.before, self.after, name) for name in (START, f"{family}_created")):
             # Every worker counts for itself, so their difference means nothing.
             self.between = 0.0
             self.why = "as the two scrapes came from different processes (several workers, or a restart)"
@@ -148,6 +155,7 @@ class _Scrape:
             why = f"only {result['samples']:.0f} within {self.between:.1f} s"
         if not self.source["since_start"]:
             return {"value": None, "samples": 0, "note": why}
+        self.lifetime = True
         result = calculate(self.after.select)
         least = judge.least_for(self.source["quantile"]) if self.source["quantile"] else 1
         if result["samples"] < least:
@@ -159,6 +167,11 @@ class _Scrape:
             }
         result["evidence"]["window"] = judge.SINCE_START
         result["note"] = f"{judge.SINCE_START}, {why}"
+        judged = judge.robust(self.source["quantile"] or 0.0, result["samples"])
+        if self.source["quantile"] and judged < self.source["quantile"]:
+            result["note"] += (
+                f"; quantile {judged:.3g}, as {result['samples']:.0f} are few for {self.source['quantile']:g}"
+            )
         return result
 
     def _increase(self, selector: exposition.Selector, suffix: str = "") -> exposition.Series:
@@ -168,6 +181,8 @@ class _Scrape:
         rows = []
         for label, buckets in exposition.group(series(self.selector, "_bucket"), self.source["by"]).items():
             found = exposition.histogram_quantile(buckets, self.source["quantile"])
+            if self.lifetime:
+                found = exposition.histogram_quantile(buckets, judge.robust(self.source["quantile"], found.count))
             if found.value is not None:
                 rows.append((found, label, buckets))
         judged = [row for row in rows if row[0].count >= self.min_samples] or rows

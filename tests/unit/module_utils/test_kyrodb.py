@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 
 import grpc
@@ -294,8 +295,8 @@ def test_plaintext_server_behind_tls(tls):
 def test_tls_server_asked_in_plaintext(tls):
     with kyrodb_server(tls=tls) as address:
         error = fails(address, timeout=2.0)
-    assert error.kind == "protocol"
-    assert "does not speak plaintext gRPC" in str(error)
+    assert error.kind == "tls"
+    assert "speaks TLS and was asked in plaintext; set kyrodb_tls" in str(error)
 
 
 def test_proxies_of_the_environment_are_not_used(tls, monkeypatch):
@@ -362,7 +363,7 @@ def test_http_stands_in(web, package):
         '{"status": "degraded", "uptime_seconds": 7, "reason": "cold cache"}',
     )
     web.pages["/slo"] = (200, "application/json", '{"current_metrics": {"p99_latency_ns": 2500000}}')
-    values = {"address": "localhost:1", "http_url": web.url, "secret_api_key": "the_key"}
+    values = {"address": f"localhost:{web.port}", "http_url": web.url, "secret_api_key": "the_key"}
     seen = without(package, value="status", **values)
     assert seen["value"] == "degraded"
     assert seen["evidence"]["transport"] == "http"
@@ -376,12 +377,27 @@ def test_http_stands_in(web, package):
 
 def test_http_stands_in_on_the_port_a_thousand_above(web):
     web.pages["/health"] = (200, "application/json", '{"status": "healthy"}')
-    assert without("grpc", address=f"localhost:{web.port - 1000}", value="status")["value"] == "healthy"
+    with socket.create_server(("localhost", web.port - 1000)):
+        assert without("grpc", address=f"localhost:{web.port - 1000}", value="status")["value"] == "healthy"
+
+
+def test_http_stands_in_only_for_a_port_that_is_open(web):
+    """An instance that Vritti cannot reach is down, however well its HTTP port is."""
+    web.pages["/health"] = (200, "application/json", '{"status": "healthy"}')
+    seen = without("grpc", address=f"localhost:{helpers.free_port()}", http_url=web.url, value="answers")
+    assert seen["value"] is False
+    assert web.requests == []
+
+
+def test_http_that_wants_another_key(web):
+    web.pages["/health"] = (401, "text/plain", "unauthorized")
+    seen = without("grpc", address=f"localhost:{web.port}", http_url=web.url, value="answers")
+    assert (seen["kind"], "set kyrodb_api_key" in seen["error"]) == ("authentication", True)
 
 
 def test_http_without_the_percentile(web):
     web.pages["/health"] = (200, "application/json", '{"status": "healthy"}')
-    values = {"address": "localhost:1", "http_url": web.url}
+    values = {"address": f"localhost:{web.port}", "http_url": web.url}
     assert without("grpc", value="answers", **values)["value"] is True
     seen = without("grpc", value="p99", **values)
     assert "gives no latency percentiles" in seen["error"]
@@ -394,9 +410,11 @@ def test_http_without_the_percentile(web):
 )
 def test_http_that_is_not_kyrodb(web, page):
     web.pages["/health"] = page
-    seen = without("grpc", address="localhost:1", http_url=web.url, value="status")
-    assert "without KyroDB's status, and grpc is not installed" in seen["error"]
-    assert seen["kind"] == "protocol"
+    seen = without("grpc", address=f"localhost:{web.port}", http_url=web.url, value="answers")
+    assert "without KyroDB's status" in seen["error"]
+    assert "grpc is not installed" in seen["error"]
+    # Something else on that port says nothing of the instance.
+    assert seen["kind"] == "missing"
 
 
 def test_missing_package_and_no_http_port_is_not_an_instance_that_is_down():

@@ -79,7 +79,8 @@ def test_window(write):
         assert seen["value"] == pytest.approx(wanted, abs=1)
     # The window is longer than the log, and the finding says so.
     assert re.fullmatch(r"60[0-9] s: the start of the log", seen["evidence"]["window"])
-    assert look("log", path=path, match="tick", window=5.0)["value"] == 0
+    # A log that has gone silent does not tell that nothing happened.
+    assert look("log", path=path, match="tick", window=5.0)["value"] is None
 
 
 def test_rate_is_over_the_window(write):
@@ -142,7 +143,22 @@ def test_share_counts_the_same_part_of_both(write):
 def test_quantile(write):
     path = write(*(request(latency_ms=number) for number in range(101)))
     seen = look("log", path=path, match="completed", value="quantile", field="latency_ms", quantile=0.99)
-    assert (seen["value"], seen["samples"]) == (pytest.approx(99), 101)
+    # The highest quantile with five observations above it.
+    assert (seen["value"], seen["samples"]) == (pytest.approx(95, abs=0.1), 101)
+    assert "few for 0.99" in seen["note"]
+
+
+def test_one_slow_first_request_is_no_percentile(write):
+    path = write(request(latency_ms=300), request(latency_ms=280), *(request(latency_ms=20) for _number in range(148)))
+    seen = look("log", path=path, match="completed", value="quantile", field="latency_ms", quantile=0.99)
+    assert seen["value"] == 20
+
+
+def test_log_that_cannot_tell(write):
+    path = write('INFO:     127.0.0.1:1 - "POST /api/v1/search HTTP/1.1" 200 OK')
+    seen = look("log", path=path, match="completed", expects="completed", value="rate")
+    assert seen["value"] is None
+    assert "does not tell" in seen["note"]
 
 
 def test_quantile_of_fewer_lines_than_it_needs_is_none(write):
@@ -241,7 +257,8 @@ def test_log_without_times_is_taken_whole_and_says_so(write):
 
 def test_log_that_went_silent_before_the_window_has_nothing_in_it(write):
     seen = look("log", path=write(event("error", 4000), event("error", 3000)), match="error")
-    assert (seen["value"], seen["evidence"]["window"]) == (0, "300 s")
+    assert seen["value"] is None
+    assert "has no line within 300 s" in seen["note"]
 
 
 def test_permission(tmp_path):

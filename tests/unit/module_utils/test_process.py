@@ -91,7 +91,9 @@ def test_nothing_on_a_port():
     port = helpers.free_port()
     seen = look("process", port=port)
     assert (seen["value"], seen["note"]) == (False, f"nothing listens on port {port}")
-    for value in ("age", "memory", "cpu", "open_files", "gpu"):
+    with pytest.raises(NoAnswer, match="Nothing listens on port"):
+        look("process", port=port, value="connections")
+    for value in ("age", "memory", "cpu", "open_files"):
         with pytest.raises(NoAnswer, match=f"There is no process for port {port}") as caught:
             look("process", port=port, value=value)
         assert caught.value.kind == "no data"
