@@ -11,14 +11,17 @@ import typing as t
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 
 T = t.TypeVar("T")
+# Runs a read-only command and returns its status, output and errors; the module's own run_command.
+Run = t.Callable[[list[str]], tuple[int, str, str]]
 
 
 class Context:
     """Given to every probe; safe to use from many threads."""
 
-    def __init__(self, timeout: float, sample_seconds: float, secrets: t.Mapping[str, str]) -> None:
+    def __init__(self, timeout: float, sample_seconds: float, secrets: t.Mapping[str, str], run: Run) -> None:
         self.timeout = timeout
         self.sample_seconds = sample_seconds
+        self.run = run
         self._secrets = secrets
         self._lock = threading.Lock()
         self._locks: dict[t.Hashable, threading.Lock] = {}

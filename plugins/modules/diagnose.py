@@ -196,6 +196,8 @@ report:
   sample: reports/high_latency/vritti-1.json
 """
 
+import functools
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.oncall.runbooks.plugins.module_utils.diagnose_spec import ARGUMENT_SPEC
@@ -206,7 +208,13 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.run_probes import 
 def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     options = module.params
-    context = Context(options["timeout"], options["sample_seconds"], options["secrets"])
+    run_command = functools.partial(
+        module.run_command,
+        handle_exceptions=False,
+        errors="surrogate_then_replace",
+        environ_update={"LC_ALL": "C"},
+    )
+    context = Context(options["timeout"], options["sample_seconds"], options["secrets"], run_command)
     module.exit_json(changed=False, looks=run(options["checks"], context))
 
 

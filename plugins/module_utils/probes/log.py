@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
+import shutil
 import time
 import typing as t
 from collections import Counter
@@ -80,7 +80,7 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
 
     def read() -> loglines.Window:
         if path.startswith(JOURNAL):
-            return _journal(path[len(JOURNAL) :], source["window"], now, context.timeout)
+            return _journal(context, path[len(JOURNAL) :], source["window"], now)
         return loglines.read_window(path, now - source["window"], MAX_BYTES, time.monotonic() + context.timeout)
 
     try:
@@ -118,37 +118,24 @@ def _resolve(context: Context, path: str) -> str:
     return path
 
 
-def _journal(unit: str, seconds: float, now: float, timeout: float) -> loglines.Window:
+def _journal(context: Context, unit: str, seconds: float, now: float) -> loglines.Window:
     """The unit's messages of the window; the journal itself keeps the time."""
-    command = [
-        "journalctl",
-        f"--unit={unit}",
-        f"--since=@{int(now - seconds)}",
-        "--output=cat",
-        "--lines=200000",
-        "--no-pager",
-    ]
-    try:
-        # Within a module, run_command would be the way; a probe has no module, and needs the deadline.
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "LC_ALL": "C"}
-        )
-    except FileNotFoundError:
-        raise NoAnswer("The journal cannot be read: journalctl is not installed.", "missing") from None
-    with process:
-        try:
-            output, errors = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise NoAnswer(f"journalctl --unit={unit} does not end within {timeout:g} s.", "timeout") from None
-    if process.returncode or b"insufficient permissions" in errors or b"not seeing messages" in errors:
-        said = errors.decode("utf-8", "replace").strip().splitlines()
-        why = said[-1] if said else f"status {process.returncode}"
+    tool = shutil.which("journalctl")
+    if tool is None:
+        raise NoAnswer("The journal cannot be read: journalctl is not installed.", "missing")
+    # Of coreutils, for the module's run_command has no deadline.
+    command = [shutil.which("timeout") or "/usr/bin/timeout", str(context.timeout), tool, f"--unit={unit}"]
+    command += [f"--since=@{int(now - seconds)}", "--output=cat", "--lines=200000", "--no-pager"]
+    status, output, errors = context.run(command)
+    if status == 124:
+        raise NoAnswer(f"journalctl --unit={unit} does not end within {context.timeout:g} s.", "timeout")
+    if status or "insufficient permissions" in errors or "not seeing messages" in errors:
+        said = errors.strip().splitlines()
+        why = said[-1] if said else f"status {status}"
         raise NoAnswer(f"The journal of {unit} cannot be read ({why}); run with -b.", "permission")
-    lines = output.decode("utf-8", "replace").splitlines(keepends=True)
     # What journalctl says itself: -- No entries --, -- Boot … --
-    text = "".join(line for line in lines if not line.startswith("-- "))
-    return loglines.Window(text, now - seconds, loglines.WINDOW)
+    lines = [line for line in output.splitlines(keepends=True) if not line.startswith("-- ")]
+    return loglines.Window("".join(lines), now - seconds, loglines.WINDOW)
 
 
 class _Reading:
