@@ -84,10 +84,11 @@ def test_a_healthy_host_is_healthy(lab: RunningLab, tmp_path: Path) -> None:
 def test_a_fault_has_its_severity_and_its_cause(
     faults: RunningLab, tmp_path: Path, fault: str, status: str, label: str, words: str
 ) -> None:
-    under_traffic(faults)
+    slow = label == "P2" and "slow" in fault
+    # A percentile from the log, which is all that HEAD has, needs a hundred requests.
+    under_traffic(faults, 100 if slow else 40)
     faults.break_fault(fault)
-    if label == "P2" and "slow" in fault:
-        # More than the hundred lines of the log that a P99 needs, all of them slow.
+    if slow:
         under_traffic(faults)
     run = diagnose(tmp_path, where(faults), "-e", "runbook_probe_timeout=2", sample_seconds=4)
     diagnosis = run.diagnosis()
