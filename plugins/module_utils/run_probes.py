@@ -22,7 +22,7 @@ def one_look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[s
     result: Look = {"outcome": "value", "value": None, "samples": None, "evidence": {}, "note": None}
     try:
         if source.get("problem"):
-            raise NoAnswer(source["problem"])
+            raise NoAnswer(source["problem"], "secret")
         result.update(PROBES[source["probe"]].look(context, source, check))
     except Absent as absent:
         result.update(outcome="absent", note=str(absent))

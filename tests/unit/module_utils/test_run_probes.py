@@ -311,3 +311,11 @@ def test_a_chain_of_slow_needs_is_not_cut_short(web):
         for number in range(14)
     ]
     assert set(map(tuple, outcomes(run(chain, context(timeout=0.4))).values())) == {("value",)}
+
+
+def test_a_secret_that_cannot_be_had_is_told_apart(page, web):
+    """Its silence says nothing of the service, so it must not count as an incident; and nothing is asked without it."""
+    asked = {**page("/a"), "problem": "The secret key is empty."}
+    (look,) = run([check("a", asked)], context())["a"]["looks"]
+    assert (look["outcome"], look["kind"], look["note"]) == ("no_answer", "secret", "The secret key is empty.")
+    assert web.requests == []
