@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: `python -m lab up|down|status|faults|break|heal|restart`."""
+"""The command line: `python -m lab up|down|status|faults|break|heal|start|stop|restart|install`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from lab import faults as catalogue
+from lab import pidfile
 from lab.faults import PROCESSES
 from lab.layout import DEFAULT_BASE_PORT, HOST, Layout, Options, Ports, free_base_port
 from lab.vritti.settings import LINES
@@ -76,11 +78,17 @@ def _parser() -> argparse.ArgumentParser:
     broken = command("break", "Inject a fault.")
     broken.add_argument("service")
     broken.add_argument("fault")
+    broken.add_argument("amount", nargs="?", type=float, help="how much of it, where `faults` names a default")
     heal = command("heal", "Clear one fault, or all of them and what they left behind.")
     heal.add_argument("service", nargs="?")
     heal.add_argument("fault", nargs="?")
-    restart = command("restart", "Restart one of the lab's processes.")
-    restart.add_argument("process", help=", ".join(PROCESSES))
+    for change in ("start", "stop", "restart"):
+        changed = command(change, f"{change.capitalize()} one of the lab's processes.")
+        changed.add_argument("process", type=lambda name: name.replace("_", "-"), help=", ".join(PROCESSES))
+    install = commands.add_parser("install", help="Run the services as systemd units, at the runbooks' ports (root).")
+    install.add_argument("--prefix", type=Path, required=True, help="where the lab's code is, or is copied to")
+    install.add_argument("--user", required=True, help="who runs the services")
+    install.add_argument("--vritti", choices=LINES, default=LINES[0], help="which Vritti (default: %(default)s)")
     supervise = commands.add_parser("supervise", parents=[common])
     supervise.add_argument("--options", required=True)
     return parser
@@ -125,12 +133,13 @@ def _up(layout: Layout, arguments: argparse.Namespace) -> int:
         traffic=arguments.traffic,
         llm=not arguments.no_llm,
     )
+    _end_others(layout)
     taken = Ports.above(options.base_port).first_taken()
     if taken is not None:
         name, port = taken
         raise LabError(f"Port {port} for {_PORT_NAMES[name]} is taken; choose another --base-port (0: any free).")
     layout.root.mkdir(parents=True, exist_ok=True)
-    # Of a lab that was killed; its supervisor's lock is gone, so its processes are too.
+    # Of a lab that was killed: its supervisor's lock is gone, and with it all but what somebody else had started.
     layout.state.unlink(missing_ok=True)
     supervisor = _spawn_supervisor(layout, options)
     status = _await_supervisor(layout, options, supervisor)
@@ -197,6 +206,7 @@ def _down(layout: Layout) -> int:
     state = layout.read_state()
     if not layout.is_locked():
         layout.state.unlink(missing_ok=True)
+        _end_others(layout)
         print(f"No lab runs on {layout.root}.")
         return 0
     pid = state.get("supervisor_pid") if state is not None else None
@@ -213,8 +223,15 @@ def _down(layout: Layout) -> int:
         if not layout.is_locked():
             break
     layout.state.unlink(missing_ok=True)
+    _end_others(layout)
     print(f"The lab on {layout.root} is down.")
     return 0
+
+
+def _end_others(layout: Layout) -> None:
+    """What somebody else has started again does not end with the supervisor."""
+    for path in layout.run.glob("*.pid"):
+        pidfile.end(path, _DOWN_SECONDS)
 
 
 def _print_addresses(status: dict[str, Any]) -> None:
@@ -259,7 +276,37 @@ def _supervise(layout: Layout, source: str) -> int:
     return supervisor_main(layout.root, options)
 
 
+def _install(arguments: argparse.Namespace) -> int:
+    from lab.install import InstallError, install
+
+    try:
+        print(install(arguments.prefix, arguments.user, arguments.vritti))
+    except (InstallError, OSError) as error:
+        raise LabError(str(error)) from error
+    return 0
+
+
+def _set_flag(layout: Layout, service: str, name: str, amount: float | None) -> str:
+    """A fault where systemd runs the services: one that they read from the fault file, nothing else."""
+    try:
+        fault = catalogue.find(service, name)
+        checked = catalogue.check_amount(fault, amount)
+    except catalogue.UnknownFaultError as error:
+        raise LabError(str(error), 2) from error
+    if fault.how != catalogue.FLAG:
+        raise LabError(f"{name} needs a lab that `python -m lab up` has started; here systemd runs the services.")
+    pids = {process: pidfile.holder(layout.pid_file(process)) for process in fault.processes}
+    if None in pids.values():
+        raise LabError(f"{name} needs {', '.join(process for process, pid in pids.items() if pid is None)} to run.")
+    affected = pids if fault.cured_by_restart else dict.fromkeys(pids)
+    active = {**catalogue.read_active(layout.faults), name: catalogue.Active(affected, checked)}
+    catalogue.write_active(layout.faults, active)
+    return f"{service} {name}: {fault.what}."
+
+
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "install":
+        return _install(arguments)
     layout = Layout(arguments.data_dir)
     match arguments.command:
         case "up":
@@ -270,14 +317,23 @@ def _run(arguments: argparse.Namespace) -> int:
             _print_status(_call(layout, "GET", "/status"))
         case "faults":
             _print_faults(_call(layout, "GET", "/faults"))
+        case "break" if layout.is_installed():
+            print(_set_flag(layout, arguments.service, arguments.fault, arguments.amount))
+        case "heal" if layout.is_installed():
+            active = catalogue.read_active(layout.faults) if arguments.fault else {}
+            active.pop(arguments.fault, None)
+            catalogue.write_active(layout.faults, active)
         case "break":
             path = f"/faults/{quote(arguments.service, safe='')}/{quote(arguments.fault, safe='')}"
+            if arguments.amount is not None:
+                path += f"?amount={arguments.amount}"
             print(_call(layout, "PUT", path)["message"])
         case "heal":
             path = "/".join(quote(part, safe="") for part in (arguments.service, arguments.fault) if part)
             print(_call(layout, "DELETE", f"/faults/{path}".rstrip("/"))["message"])
-        case "restart":
-            print(_call(layout, "POST", f"/processes/{quote(arguments.process, safe='')}/restart")["message"])
+        case "start" | "stop" | "restart":
+            path = f"/processes/{quote(arguments.process, safe='')}/{arguments.command}"
+            print(_call(layout, "POST", path)["message"])
         case "supervise":
             return _supervise(layout, arguments.options)
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Vritti's customers: `python -m lab.clients regular|spike|rate-limited URL KEYS_FILE [RATE]`."""
+"""Vritti's customers: `python -m lab.clients regular|spike|rate-limited|bad-keys|bad-bodies URL KEYS_FILE [RATE]`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ SPIKE_WORKERS = 32
 SPIKE_RATE = 150.0
 MAX_SPIKE_SECONDS = 1800.0
 LIMITED_WORKERS = 4
+MISTAKEN_RATE = 20.0
 
 _GOALS = (
     "deploy the payment service to the staging cluster",
@@ -180,6 +181,24 @@ def rate_limited(url: str, customers: list[Customer]) -> None:
     _run(LIMITED_WORKERS, work)
 
 
+def mistaken(customers: list[Customer], send: Callable[[Customer], int | None]) -> None:
+    """A customer's client after a release that went wrong."""
+    pacer, end = Pacer(MISTAKEN_RATE), time.monotonic() + MAX_SPIKE_SECONDS
+    while time.monotonic() < end:
+        pacer.wait()
+        send(random.choice(customers))
+
+
+def bad_keys(url: str, customers: list[Customer]) -> None:
+    connection = Connection(url)
+    mistaken(customers, lambda it: search(connection, Customer(it.customer_id, "em_live_" + "0" * 64)))
+
+
+def bad_bodies(url: str, customers: list[Customer]) -> None:
+    connection = Connection(url)
+    mistaken(customers, lambda it: connection.post("/api/v1/search", it, {"goal": "test"}))
+
+
 def main(arguments: list[str]) -> int:
     mode, url, keys_file, *rest = arguments
     entries = json.loads(Path(keys_file).read_text(encoding="utf-8"))["customers"]
@@ -190,6 +209,10 @@ def main(arguments: list[str]) -> int:
         spike(url, customers)
     elif mode == "rate-limited":
         rate_limited(url, customers)
+    elif mode == "bad-keys":
+        bad_keys(url, customers)
+    elif mode == "bad-bodies":
+        bad_bodies(url, customers)
     else:
         print(f"unknown kind of traffic: {mode}", file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from lab.faults import UnknownFaultError
 from lab.httpd import LoopbackServer
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from lab.supervisor import Supervisor
 
 
-def _route(supervisor: Supervisor, method: str, path: list[str]) -> Callable[[], Any] | None:
+def _amount(query: str) -> float | None:
+    given = parse_qs(query).get("amount")
+    try:
+        return float(given[0]) if given else None
+    except ValueError as error:
+        raise UnknownFaultError(f"The amount of a fault is a number, not {given}.") from error
+
+
+def _route(supervisor: Supervisor, method: str, path: list[str], query: str) -> Callable[[], Any] | None:
     """What to do for a request; None when there is no such thing."""
     match method, path:
         case "GET", ["status"]:
@@ -24,13 +32,17 @@ def _route(supervisor: Supervisor, method: str, path: list[str]) -> Callable[[],
         case "GET", ["faults"]:
             return supervisor.fault_table
         case "PUT", ["faults", service, name]:
-            return lambda: {"message": supervisor.break_fault(service, name)}
+            return lambda: {"message": supervisor.break_fault(service, name, _amount(query))}
         case "DELETE", ["faults", service, name]:
             return lambda: {"message": supervisor.heal_fault(service, name)}
         case "DELETE", ["faults", service]:
             return lambda: {"message": supervisor.heal_all(service)}
         case "DELETE", ["faults"]:
             return lambda: {"message": supervisor.heal_all()}
+        case "POST", ["processes", name, "start"]:
+            return lambda: {"message": supervisor.start_process(name)}
+        case "POST", ["processes", name, "stop"]:
+            return lambda: {"message": supervisor.stop_process(name)}
         case "POST", ["processes", name, "restart"]:
             return lambda: {"message": supervisor.restart_process(name)}
         case _:
@@ -46,8 +58,9 @@ def build_control_server(supervisor: Supervisor, host: str, port: int) -> Loopba
         def _serve(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             self.rfile.read(length)
-            path = [unquote(part) for part in urlsplit(self.path).path.split("/") if part]
-            action = _route(supervisor, self.command, path)
+            parts = urlsplit(self.path)
+            path = [unquote(part) for part in parts.path.split("/") if part]
+            action = _route(supervisor, self.command, path, parts.query)
             if action is None:
                 self._answer(404, {"message": f"There is no {self.command} {self.path} here."})
                 return

@@ -7,12 +7,17 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.faults import KYRODB_IMAGE, KYRODB_TEXT, VRITTI
+
+PACKAGE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
 DEFAULT_BASE_PORT = 18000
 HTTP_OFFSET = 1000
@@ -82,14 +87,19 @@ class Layout:
         self.keys = self.root / "keys.json"
         self.faults = self.root / "faults.json"
         self.descriptors = self.root / "kyrodb.descriptors"
+        self.run = self.root / "run"
         self.supervisor_log = self.root / "supervisor.log"
         self.clients_log = self.root / "clients.log"
         self.tls = self.root / "tls"
         self.tls_ca = self.tls / "ca.crt"
         self.vritti = self.root / "vritti"
+        self.vritti_environment = self.vritti / "vritti.env"
         self.vritti_log = self.vritti / "vritti.log"
         self.customers_db = self.vritti / "data" / "customers.db"
         self.dead_letters = self.vritti / "data" / "failed_reflections.log"
+
+    def pid_file(self, process: str) -> Path:
+        return self.run / f"{process}.pid"
 
     def kyrodb(self, instance: str) -> Path:
         return self.root / f"kyrodb_{instance}"
@@ -100,6 +110,10 @@ class Layout:
         except (OSError, ValueError):
             return None
         return content if isinstance(content, dict) else None
+
+    def is_installed(self) -> bool:
+        """Whether systemd runs the services: such a directory has customers and never had a supervisor."""
+        return self.keys.exists() and not self.lock.exists()
 
     def is_locked(self) -> bool:
         """Whether a supervisor lives: it holds the lock for as long as it does, however it ends."""
@@ -141,8 +155,25 @@ def write_inventory(layout: Layout, options: Options, ports: Ports, admin_api_ke
         "vritti_log_path": str(layout.vritti_log),
         "vritti_customers_db": str(layout.customers_db),
         "vritti_dlq_path": str(layout.dead_letters),
+        "vritti_service_manager": "process",
+        "vritti_pid_file": str(layout.pid_file(VRITTI)),
+        "vritti_command": start_command(layout, VRITTI),
+        "vritti_environment_file": str(layout.vritti_environment),
+        "kyrodb_service_manager": "process",
+        "runbook_state_dir": str(layout.root / "runbooks"),
     }
+    for instance, process in (("text", KYRODB_TEXT), ("image", KYRODB_IMAGE)):
+        variables |= {
+            f"kyrodb_{instance}_home": str(layout.kyrodb(instance)),
+            f"kyrodb_{instance}_pid_file": str(layout.pid_file(process)),
+            f"kyrodb_{instance}_command": start_command(layout, process),
+        }
     write_private(layout.inventory, _inventory_text("vritti", "vritti-lab", variables))
+
+
+def start_command(layout: Layout, process: str) -> str:
+    """What starts a process again, from any directory."""
+    return shlex.join([sys.executable, str(PACKAGE), "start", process, "--data-dir", str(layout.root)])
 
 
 def _inventory_text(group: str, host: str, variables: Mapping[str, object]) -> str:

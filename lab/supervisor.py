@@ -8,7 +8,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import sys
 import threading
@@ -17,18 +16,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lab import deployment
 from lab import faults as catalogue
 from lab.control import build_control_server
-from lab.faults import CLIENTS, FAULTS, KYRODB_IMAGE, KYRODB_TEXT, PROCESSES, VRITTI, Fault
-from lab.kyrodb.protocol import compile_descriptors
-from lab.layout import HOST, IMAGE_DIMENSION, TEXT_DIMENSION, Layout, Options, Ports, write_inventory, write_private
+from lab.faults import CLIENTS, FAULTS, KYRODB_IMAGE, KYRODB_TEXT, PROCESSES, VRITTI, Active, Fault
+from lab.kyrodb.kyrodb_server import DEFAULT_DIMENSION
+from lab.layout import HOST, TEXT_DIMENSION, Layout, Options, Ports, write_inventory, write_private
 from lab.processes import Child
 from lab.seed import seed_customers
-from lab.tls import create_certificates
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 _READY_SECONDS = 20.0
@@ -38,7 +37,21 @@ _OUTAGE_PROBES = 5
 _MAX_LOG_BYTES = 32 * 1024 * 1024
 _KEPT_LOG_BYTES = 4 * 1024 * 1024
 _LOG_CHECK_SECONDS = 10.0
-_SPIKES = {"traffic-spike": "spike", "rate-limited": "rate-limited"}
+_CLIENTS = {
+    "traffic-spike": "spike",
+    "rate-limited": "rate-limited",
+    "auth-errors": "bad-keys",
+    "validation-errors": "bad-bodies",
+}
+
+# Settings that Vritti's environment file may hold beside those that it is made with.
+_OPTIONAL_SETTINGS = (
+    "WEB_CONCURRENCY",
+    "SERVICE_REQUIRE_LLM_REFLECTION",
+    "EMBEDDING_TEXT_MODEL_NAME",
+    "SEARCH_DEFAULT_K",
+    "LOGGING_LEVEL",
+)
 
 T = TypeVar("T")
 
@@ -65,9 +78,9 @@ class Supervisor:
         self.state = "starting"
         self.message = ""
         self._admin_api_key = secrets.token_hex(24)
-        self._active: dict[str, list[str]] = {}
-        # An outage may have opened Vritti's breaker; only a new process is surely without it.
-        self._breaker_suspect = False
+        self._injected: dict[str, Active] = {}
+        # An outage may have opened the breaker of this Vritti process; only another one is surely without it.
+        self._breaker_suspect: int | None = None
         # A bare descriptor that nothing closes: the lock goes when the process does, and not a moment before.
         lock = os.open(layout.lock, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
@@ -113,11 +126,11 @@ class Supervisor:
                 }
                 for child in [*self.children.values(), *self._extra.values()]
             },
-            "faults": sorted(self._active),
+            "faults": sorted(self._active()),
         }
 
     def fault_table(self) -> list[dict[str, Any]]:
-        active = dict(self._active)
+        active = self._active()
         return [
             {
                 "service": fault.service,
@@ -129,9 +142,10 @@ class Supervisor:
             for fault in FAULTS
         ]
 
-    def break_fault(self, service: str, name: str) -> str:
+    def break_fault(self, service: str, name: str, amount: float | None = None) -> str:
         fault = catalogue.find(service, name)
-        return self._do(lambda: self._break(fault))
+        checked = catalogue.check_amount(fault, amount)
+        return self._do(lambda: self._break(fault, checked))
 
     def heal_fault(self, service: str, name: str) -> str:
         fault = catalogue.find(service, name)
@@ -142,10 +156,34 @@ class Supervisor:
             catalogue.check_service(service)
         return self._do(self._heal_all)
 
+    def start_process(self, name: str) -> str:
+        self._check_process(name)
+        return self._do(lambda: self._start_by_hand(name))
+
+    def stop_process(self, name: str) -> str:
+        self._check_process(name)
+        return self._do(lambda: self._stop(name))
+
     def restart_process(self, name: str) -> str:
+        self._check_process(name)
+        return self._do(lambda: self._restart(name))
+
+    def _check_process(self, name: str) -> None:
         if name not in self.children:
             raise UnknownProcessError(f"The lab has no process {name!r}; it has {', '.join(PROCESSES)}.")
-        return self._do(lambda: self._restart(name))
+
+    def _active(self) -> dict[str, Active]:
+        """The faults that still affect somebody: a process that was replaced, by us or by others, is free of those
+        that a restart cures."""
+        active = {}
+        for name, fault in list(self._injected.items()):
+            affected = {process: pid for process, pid in fault.processes.items() if self._has(process, pid)}
+            if affected or not fault.processes:
+                active[name] = replace(fault, processes=affected)
+        return active
+
+    def _has(self, process: str, pid: int | None) -> bool:
+        return pid is None or self.children[process].pid in (None, pid)
 
     def _do(self, change: Callable[[], T]) -> T:
         return self._worker.submit(change).result()
@@ -172,88 +210,54 @@ class Supervisor:
 
     def _prepare(self) -> None:
         layout, options = self.layout, self.options
-        (layout.vritti / "data").mkdir(parents=True, exist_ok=True)
-        # A deployment has this module in its working directory; uvicorn is started with its name.
-        (layout.vritti / "src").mkdir(exist_ok=True)
-        (layout.vritti / "src" / "main.py").write_text("from lab.vritti.app import app as app\n", encoding="utf-8")
         for child in self.children.values():
             # What an earlier lab logged is no evidence about this one.
             child.log.unlink(missing_ok=True)
-        catalogue.write_active(layout.faults, self._active)
-        compile_descriptors(layout.descriptors)
-        if options.kyrodb_tls:
-            shutil.rmtree(layout.tls, ignore_errors=True)
-            create_certificates(layout.tls)
-        self._write_kyrodb_config("text", self.ports.kyrodb_text, TEXT_DIMENSION)
-        self._write_kyrodb_config("image", self.ports.kyrodb_image, IMAGE_DIMENSION)
+        deployment.prepare(layout, options, self.ports, self._admin_api_key)
+        self._publish()
         write_inventory(layout, options, self.ports, self._admin_api_key)
         self._write_state()
 
-    def _write_kyrodb_config(self, instance: str, port: int, dimension: int) -> None:
-        directory = self.layout.kyrodb(instance)
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "kyrodb_config.toml"
-        quoted = json.dumps
-        sections = [
-            f"[server]\nhost = {quoted(HOST)}\nport = {port}\n",
-            f"[hnsw]\ndimension = {dimension}\n",
-            f"[persistence]\ndata_dir = {quoted(str(directory / 'data'))}\n",
-        ]
-        if self.options.kyrodb_tls:
-            certificate, key = str(self.layout.tls / "server.crt"), str(self.layout.tls / "server.key")
-            sections.append(
-                f"[server.tls]\nenabled = true\ncert_path = {quoted(certificate)}\nkey_path = {quoted(key)}\n"
-            )
-        if self.options.kyrodb_api_key is not None:
-            keys = directory / "api_keys.yaml"
-            entry = {"key": self.options.kyrodb_api_key, "tenant_id": "lab", "tenant_name": "Lab", "enabled": True}
-            write_private(keys, json.dumps({"api_keys": [entry]}) + "\n")
-            sections.append(f"[auth]\nenabled = true\napi_keys_file = {quoted(str(keys))}\n")
-        path.write_text("\n".join(sections), encoding="utf-8")
-
     def _build_children(self) -> list[Child]:
         layout, ports, options = self.layout, self.ports, self.options
-        environment = {
+        surroundings = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, (str(_REPOSITORY), os.environ.get("PYTHONPATH")))),
-            "PYTHONUNBUFFERED": "1",
-            "LAB_FAULTS_FILE": str(layout.faults),
-            "LAB_KYRODB_DESCRIPTORS": str(layout.descriptors),
         }
         # A proxy of the surroundings is not for the loopback interface.
         for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
-            environment.pop(name, None)
-            environment.pop(name.upper(), None)
-        vritti_environment = {
-            **environment,
-            "LAB_VRITTI_LINE": options.vritti,
-            "KYRODB_TEXT_HOST": HOST,
-            "KYRODB_TEXT_PORT": str(ports.kyrodb_text),
-            "KYRODB_IMAGE_HOST": HOST,
-            "KYRODB_IMAGE_PORT": str(ports.kyrodb_image),
-            "ADMIN_API_KEY": self._admin_api_key,
-            "LLM_OPENROUTER_API_KEY": "sk-or-lab-0123456789abcdef" if options.llm else "",
-        }
-        if options.kyrodb_tls:
-            vritti_environment |= {"KYRODB_ENABLE_TLS": "true", "KYRODB_TLS_CA_CERT_PATH": str(layout.tls_ca)}
-        vritti = [sys.executable, "-m", "uvicorn", "src.main:app", "--host", HOST, "--port", str(ports.vritti)]
-        # Without a limit, requests that wait for a KyroDB that hangs would keep the process for minutes.
-        vritti += ["--timeout-graceful-shutdown", "3"]
+            surroundings.pop(name, None)
+            surroundings.pop(name.upper(), None)
+        # What is removed from Vritti's own file must not come back from the surroundings.
+        for name in (*deployment.vritti_settings(layout, options, ports, ""), *_OPTIONAL_SETTINGS):
+            surroundings.pop(name, None)
         clients = self._client_argv("regular", str(options.traffic))
         return [
-            self._kyrodb_child("text", ports.kyrodb_text, environment),
-            self._kyrodb_child("image", ports.kyrodb_image, environment),
-            Child(VRITTI, vritti, layout.vritti, vritti_environment, layout.vritti_log),
-            Child(CLIENTS, clients, layout.root, environment, layout.clients_log),
+            self._kyrodb_child("text", ports.kyrodb_text, surroundings),
+            self._kyrodb_child("image", ports.kyrodb_image, surroundings),
+            Child(
+                VRITTI,
+                deployment.vritti_command(ports),
+                layout.vritti,
+                {**surroundings, **deployment.environment(layout, options, VRITTI)},
+                layout.vritti_log,
+                layout.pid_file(VRITTI),
+                layout.vritti_environment,
+            ),
+            Child(CLIENTS, clients, layout.root, surroundings, layout.clients_log),
         ]
 
-    def _kyrodb_child(self, instance: str, port: int, environment: dict[str, str]) -> Child:
-        directory = self.layout.kyrodb(instance)
-        name = f"kyrodb-{instance}"
-        argv = [sys.executable, "-m", "lab.kyrodb.kyrodb_server", "--config", str(directory / "kyrodb_config.toml")]
-        argv += ["--port", str(port), "--data-dir", str(directory / "data")]
+    def _kyrodb_child(self, instance: str, port: int, surroundings: dict[str, str]) -> Child:
+        layout, name = self.layout, f"kyrodb-{instance}"
+        directory = layout.kyrodb(instance)
         directory.mkdir(parents=True, exist_ok=True)
-        return Child(name, argv, directory, {**environment, "LAB_PROCESS": name}, directory / "kyrodb.log")
+        command = deployment.kyrodb_command(layout, instance, port)
+        environment = {**surroundings, **deployment.environment(layout, self.options, name)}
+        return Child(name, command, directory, environment, directory / "kyrodb.log", layout.pid_file(name))
+
+    def _write_text_config(self, dimension: int, data: str) -> None:
+        port = self.ports.kyrodb_text
+        deployment.write_kyrodb_config(self.layout, self.options, "text", port, dimension, data)
 
     def _client_argv(self, kind: str, *rest: str) -> list[str]:
         url = f"http://{HOST}:{self.ports.vritti}"
@@ -290,14 +294,28 @@ class Supervisor:
         return sentence
 
     def _start(self, name: str) -> str | None:
-        child = self.children[name]
-        child.start()
-        self._cure(name)
-        if name == VRITTI:
-            self._breaker_suspect = False
+        try:
+            self.children[name].start()
+        except OSError as error:
+            return f"{name} cannot be started: {error}."
+        self._publish()
         problem = self._await_answer(name)
         self._write_state()
         return problem
+
+    def _start_by_hand(self, name: str) -> str:
+        pid = self.children[name].pid
+        if pid is not None:
+            return f"{name} already runs, PID {pid}."
+        problem = self._start(name)
+        if problem is not None:
+            raise ChangeFailedError(problem)
+        return f"{name} started, PID {self.children[name].pid}."
+
+    def _stop(self, name: str) -> str:
+        self.children[name].stop()
+        self._write_state()
+        return f"{name} stopped."
 
     def _restart(self, name: str) -> str:
         self.children[name].stop()
@@ -306,60 +324,64 @@ class Supervisor:
             raise ChangeFailedError(problem)
         return f"{name} restarted."
 
-    def _cure(self, process: str) -> None:
-        """A new process is free of what its predecessor suffered from, where a restart is a cure."""
-        for fault in FAULTS:
-            if fault.cured_by_restart and process in self._active.get(fault.name, []):
-                self._active[fault.name].remove(process)
-                if not self._active[fault.name]:
-                    del self._active[fault.name]
-        self._publish()
-
     def _publish(self) -> None:
-        catalogue.write_active(self.layout.faults, self._active)
+        self._injected = self._active()
+        catalogue.write_active(self.layout.faults, self._injected)
 
-    def _break(self, fault: Fault) -> str:
-        if fault.name in self._active:
+    def _break(self, fault: Fault, amount: float | None) -> str:
+        if fault.name in self._active():
             return f"{fault.service} {fault.name} is already active."
-        for child in self.children.values():
-            if child.pid is None and child.name in fault.processes and fault.how != catalogue.STOP:
-                raise ChangeFailedError(f"{fault.name} needs {child.name}, which does not run; restart it first.")
+        for name in fault.processes:
+            if self.children[name].pid is None and fault.how not in (catalogue.STOP, catalogue.CONFIG):
+                raise ChangeFailedError(f"{fault.name} needs {name}, which does not run; restart it first.")
         if fault.how == catalogue.STUCK_BREAKER:
             self._stick_breaker()
         elif fault.how == catalogue.CLIENT:
-            argv = self._client_argv(_SPIKES[fault.name])
+            argv = self._client_argv(_CLIENTS[fault.name])
             template = self.children[CLIENTS]
             extra = Child(fault.name, argv, self.layout.root, template.environment, self.layout.clients_log)
             self._extra[fault.name] = extra
             extra.start()
+        # 0 is the PID of nothing that was there: whatever is started is something else.
+        pids = {name: self.children[name].pid or 0 for name in fault.processes}
+        affected = {name: pid if fault.cured_by_restart else None for name, pid in pids.items()}
         for name in fault.processes:
             if fault.how == catalogue.STOP:
                 self.children[name].stop()
+            elif fault.how == catalogue.KILL:
+                self.children[name].kill()
             elif fault.how == catalogue.PAUSE:
                 self.children[name].pause()
-        self._breaker_suspect = self._breaker_suspect or fault.opens_breaker
-        self._active[fault.name] = list(fault.processes)
+        if fault.opens_breaker:
+            self._breaker_suspect = self.children[VRITTI].pid
+        self._injected[fault.name] = Active(affected, amount)
         self._publish()
-        if fault.how == catalogue.RESTART_WITH_FLAG:
+        if fault.how == catalogue.CONFIG:
+            self._write_text_config(DEFAULT_DIMENSION, "data-shipped")
+        if fault.how in (catalogue.RESTART_WITH_FLAG, catalogue.CONFIG):
             for name in fault.processes:
                 self._restart(name)
         self._write_state()
         return f"{fault.service} {fault.name}: {fault.what}."
 
     def _heal(self, fault: Fault) -> str:
-        if fault.name not in self._active:
+        active = self._active()
+        if fault.name not in active:
             return f"{fault.service} {fault.name} is not active."
-        affected = self._active.pop(fault.name)
+        affected = active[fault.name].processes
+        del self._injected[fault.name]
         self._publish()
         problems = []
         if fault.how == catalogue.CLIENT:
             self._extra.pop(fault.name).stop()
+        elif fault.how == catalogue.CONFIG:
+            self._write_text_config(TEXT_DIMENSION, "data")
         for name in affected:
-            if fault.how == catalogue.STOP:
+            if fault.how in (catalogue.STOP, catalogue.KILL):
                 problems.append(self._start(name))
             elif fault.how == catalogue.PAUSE:
                 self.children[name].resume()
-            elif fault.how in (catalogue.STUCK_BREAKER, catalogue.RESTART_WITH_FLAG):
+            elif fault.how in (catalogue.STUCK_BREAKER, catalogue.RESTART_WITH_FLAG, catalogue.CONFIG):
                 self.children[name].stop()
                 problems.append(self._start(name))
         if fault.opens_breaker:
@@ -377,7 +399,7 @@ class Supervisor:
         healed: list[str] = []
         problems: list[str | None] = []
         for fault in FAULTS:
-            if fault.name in self._active:
+            if fault.name in self._active():
                 healed.append(fault.name)
                 try:
                     self._heal(fault)
@@ -388,7 +410,7 @@ class Supervisor:
             if self.children[name].pid is None:
                 healed.append(name)
                 problems.append(self._start(name))
-        if self._breaker_suspect:
+        if self._breaker_suspect is not None and self._breaker_suspect == self.children[VRITTI].pid:
             healed.append("the circuit breaker (vritti restarted)")
             self.children[VRITTI].stop()
             problems.append(self._start(VRITTI))
@@ -441,7 +463,6 @@ class Supervisor:
             "ports": asdict(self.ports),
             "control_url": f"http://{HOST}:{self.ports.control}",
             "supervisor_pid": os.getpid(),
-            "pids": {name: child.pid for name, child in self.children.items()},
         }
         write_private(self.layout.state, json.dumps(state, indent=2) + "\n")
 

@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from lab import pidfile
 from lab.faults import ActiveFaults
 from lab.kyrodb.observability import build_http_server
 from lab.kyrodb.protocol import Protocol
@@ -73,6 +74,7 @@ def main() -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    pidfile.claim()
     grpc_server.start()
     threading.Thread(target=http_server.serve_forever, args=(0.05,), daemon=True).start()
     print(f"INFO KyroDB serving on {host}:{port}, dimension {dimension}, data in {data_dir}", flush=True)
@@ -80,6 +82,7 @@ def main() -> int:
     http_server.shutdown()
     grpc_server.stop(grace=1).wait()
     store.close()
+    pidfile.release()
     print("INFO KyroDB stopped", flush=True)
     return 0
 

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, R
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from lab import pidfile
 from lab.faults import VRITTI, ActiveFaults
 from lab.vritti import logs
 from lab.vritti.auth import Authenticator
@@ -24,6 +25,8 @@ from lab.vritti.kyrodb_client import KyroDBError, KyroDBRouter
 from lab.vritti.limits import RateLimiter, RateLimitExceeded
 from lab.vritti.metrics import Metrics
 from lab.vritti.middleware import RequestMiddleware
+from lab.vritti.reflections import TIERS as REFLECTION_TIERS
+from lab.vritti.reflections import ReflectionService
 from lab.vritti.schemas import (
     CustomerCreate,
     CustomerUpdate,
@@ -37,13 +40,13 @@ from lab.vritti.schemas import (
 )
 from lab.vritti.settings import VERSION, Settings, load
 from lab.vritti.storage import CUSTOMER_FIELDS, Customer, CustomerDatabase
+from lab.vritti.strain import Strain
 
 BUDGET_WARNING_USD = 10.0
 BUDGET_LIMIT_USD = 50.0
 CAPTURE_CREDITS = 1.5
 SEARCH_CREDITS = 1.0
 REFLECT_CREDITS = 1.0
-REFLECTION_TIERS = ("cheap", "cached", "premium")
 
 _log = logs.EventLog("src.main")
 _search_logger = logging.getLogger("src.retrieval.search")
@@ -53,14 +56,17 @@ class Service:
     """The parts of one process and how its routes use them."""
 
     def __init__(self, settings: Settings) -> None:
-        faults = ActiveFaults(VRITTI)
+        self.faults = faults = ActiveFaults(VRITTI)
         logs.configure(settings, warned_early=bool(settings.warnings) or faults.active("log-warnings-only"))
         self.settings = settings
         self.metrics = None if settings.is_head else Metrics()
         self.database = CustomerDatabase(Path(settings.customers_db), settings.line, settings.doc_id_block)
         self.authenticator = Authenticator(settings, self.database, self.metrics)
         self.limiter = RateLimiter()
-        self.embeddings = EmbeddingService(faults, loads_text_model=True)
+        self.reflections = ReflectionService(faults, self.metrics)
+        self._strain = Strain(faults)
+        self._background: asyncio.Task[None] | None = None
+        self.embeddings = EmbeddingService(faults, settings.text_model)
         # Both exist once start() is through, and nothing is served before.
         self.router: KyroDBRouter
         self.episodes: EpisodeService
@@ -79,6 +85,7 @@ class Service:
         try:
             if self.settings.is_head and self.settings.require_llm and not self.settings.llm_api_key:
                 raise RuntimeError("LLM_OPENROUTER_API_KEY is required while SERVICE_REQUIRE_LLM_REFLECTION is true")
+            self.embeddings.load(self.settings.text_dimension)
             await asyncio.to_thread(self.database.check_startup)
             self.router = KyroDBRouter(self.settings)
             await self.router.connect()
@@ -88,9 +95,13 @@ class Service:
         self.episodes = EpisodeService(self.settings, self.router, self.database, self.embeddings)
         await self.embeddings.text("warm up")
         logging.getLogger("src.ingestion.embedding").info("Text model warmed up")
+        self._background = asyncio.create_task(self._strain.run())
         _log.info("Service started")
 
     async def stop(self) -> None:
+        if self._background is not None:
+            self._background.cancel()
+        await self.reflections.drain()
         await self.router.close()
         self.database.close()
         _log.info("Service stopped")
@@ -125,12 +136,13 @@ class Service:
             "budget_remaining_usd": BUDGET_LIMIT_USD,
             "premium_tier_blocked": False,
             "cost_by_tier": dict.fromkeys(tiers, 0.0),
-            "count_by_tier": dict.fromkeys(tiers, 0),
+            "count_by_tier": {tier: self.reflections.made[tier] for tier in tiers},
         }
 
     def reflection_statistics(self) -> dict[str, Any]:
         has_key = bool(self.settings.llm_api_key)
         tiers = REFLECTION_TIERS if has_key else ()
+        made, total = self.reflections.made, self.reflections.made.total()
         daily = {
             "date": _today(),
             "daily_cost_usd": 0.0,
@@ -142,14 +154,14 @@ class Service:
         }
         return {
             "total_cost_usd": 0.0,
-            "total_reflections": 0,
+            "total_reflections": total,
             "average_cost_per_reflection": 0.0,
             "cost_savings_usd": 0.0,
             "cost_savings_percentage": 0.0,
             "daily_cost": daily if has_key else {},
             "cost_by_tier": dict.fromkeys(tiers, 0.0),
-            "count_by_tier": dict.fromkeys(tiers, 0),
-            "percentage_by_tier": dict.fromkeys(tiers, 0.0),
+            "count_by_tier": {tier: made[tier] for tier in tiers},
+            "percentage_by_tier": {tier: 100.0 * made[tier] / max(1, total) for tier in tiers},
         }
 
     def _report_instance(self, instance: str, healthy: bool) -> None:
@@ -327,6 +339,8 @@ def _memory_routes(service: Service) -> APIRouter:
             answer = await service.episodes.capture(body, customer.customer_id, wants_reflection)
         except Exception as error:
             raise HTTPException(500, f"Failed to capture episode: {error}") from error
+        if answer["reflection_queued"]:
+            service.reflections.queue(answer["episode_id"], tier or "cheap")
         await service.book(customer, CAPTURE_CREDITS, "ingestion")
         if metrics is not None:
             has_image, has_reflection = str(answer["image_stored"]).lower(), str(answer["reflection_queued"]).lower()
@@ -442,12 +456,15 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
-        yield
-        await service.stop()
+        try:
+            await service.start()
+            yield
+            await service.stop()
+        finally:
+            pidfile.release()
 
     app = FastAPI(title="Episodic Memory", version=VERSION, lifespan=lifespan)
-    app.add_middleware(RequestMiddleware, settings=settings, metrics=service.metrics)
+    app.add_middleware(RequestMiddleware, settings=settings, metrics=service.metrics, faults=service.faults)
 
     @app.exception_handler(RateLimitExceeded)
     async def rate_limited(_request: Request, error: RateLimitExceeded) -> JSONResponse:
@@ -473,4 +490,5 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+pidfile.claim()
 app = create_app(load())

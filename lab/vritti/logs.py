@@ -31,7 +31,7 @@ def configure(settings: Settings, warned_early: bool) -> None:
         logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
         for warning in settings.warnings:
             logging.getLogger("src.config").warning(warning)
-    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    logging.basicConfig(level=settings.log_level, stream=sys.stdout, format="%(message)s")
 
 
 def utc_now() -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lab.faults import ActiveFaults
 from lab.vritti.logs import EventLog, request_context
 from lab.vritti.metrics import Metrics, endpoint_label
 from lab.vritti.settings import Settings
@@ -21,8 +22,10 @@ _log = EventLog("src.observability.middleware")
 
 
 class RequestMiddleware:
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics | None) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics | None, faults: ActiveFaults) -> None:
         self._app = app
+        self._faults = faults
+        self._failing_share = 0.0
         self._settings = settings
         self._metrics = metrics
 
@@ -64,6 +67,8 @@ class RequestMiddleware:
             if length.isdigit() and int(length) > MAX_BODY_BYTES:
                 await _refuse_body(int(length), send_with_ids)
             else:
+                if path.startswith("/api/v1/"):
+                    self._fail_some()
                 await self._app(scope, receive, send_with_ids)
         except Exception as error:
             self._failed(method, path, endpoint, started, error)
@@ -79,6 +84,13 @@ class RequestMiddleware:
                     time.perf_counter() - started
                 )
             request_context.reset(token)
+
+    def _fail_some(self) -> None:
+        """Evenly spread, so that few requests already show the share."""
+        self._failing_share += self._faults.amount("internal-errors") / 100
+        if self._failing_share >= 1:
+            self._failing_share -= 1
+            raise RuntimeError("dictionary changed size during iteration")
 
     def _completed(self, method: str, path: str, status: int, started: float) -> None:
         latency = _milliseconds_since(started)

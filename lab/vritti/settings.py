@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ V010 = "v0.1.0"
 HEAD = "head"
 LINES = (V010, HEAD)
 VERSION = "0.1.0"
+DEFAULT_TEXT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_DATABASE = "./data/customers.db"
 
 _PLACEHOLDERS = ("admin", "test", "dummy", "example", "your-api-key-here")
@@ -39,6 +41,9 @@ class Settings:
     key_cache_ttl: float
     environment: str
     doc_id_block: int
+    text_model: str
+    text_dimension: int
+    log_level: int
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -48,6 +53,13 @@ class Settings:
 
 def _flag(value: str) -> bool:
     return value.strip().lower() in ("1", "true", "yes", "on")
+
+
+def _log_level(name: str) -> int:
+    levels = logging.getLevelNamesMapping()
+    if name.upper() not in levels:
+        raise ValueError(f"LOGGING_LEVEL: {name!r} is not one of {', '.join(levels)}")
+    return levels[name.upper()]
 
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:
@@ -96,5 +108,8 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         key_cache_ttl=number("AUTH_API_KEY_CACHE_TTL_SECONDS", 300) if head else 300.0,
         environment=environment.get("LOGGING_ENVIRONMENT", "development"),
         doc_id_block=int(number("STORAGE_DOC_ID_BLOCK_SIZE", 256)),
+        text_model=environment.get("EMBEDDING_TEXT_MODEL_NAME") or DEFAULT_TEXT_MODEL,
+        text_dimension=int(number("EMBEDDING_TEXT_DIMENSION", 384)),
+        log_level=_log_level(environment.get("LOGGING_LEVEL", "INFO")),
         warnings=warnings,
     )

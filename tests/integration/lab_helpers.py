@@ -142,8 +142,9 @@ class RunningLab:
         components: list[dict[str, Any]] = self.get(path).json["components"]
         return next(component for component in components if component["name"] == "kyrodb")
 
-    def break_fault(self, name: str) -> Answer:
-        return request("PUT", f"{self.control}/faults/vritti/{name}", timeout=90)
+    def break_fault(self, name: str, amount: float | None = None) -> Answer:
+        query = "" if amount is None else f"?amount={amount}"
+        return request("PUT", f"{self.control}/faults/vritti/{name}{query}", timeout=90)
 
     def heal_fault(self, name: str) -> Answer:
         return request("DELETE", f"{self.control}/faults/vritti/{name}", timeout=90)
@@ -153,6 +154,27 @@ class RunningLab:
 
     def restart(self, process: str) -> Answer:
         return request("POST", f"{self.control}/processes/{process}/restart", timeout=90)
+
+    def set_environment(self, **values: str | None) -> None:
+        """Change lines of Vritti's environment file; None removes one. It is read when Vritti starts."""
+        path = self.data_dir / "vritti" / "vritti.env"
+        lines = [line for line in path.read_text().splitlines() if line.partition("=")[0] not in values]
+        lines += [f"{name}={value}" for name, value in values.items() if value is not None]
+        path.write_text("\n".join(lines) + "\n")
+
+    def pid(self, process: str = "vritti") -> int:
+        """What the PID file says."""
+        return int((self.data_dir / "run" / f"{process}.pid").read_text())
+
+    def logged(self, message: str) -> int:
+        """How many lines of Vritti's log have it."""
+        return sum(message in line for line in self.log)
+
+    @property
+    def admin(self) -> dict[str, str]:
+        """Both spellings of the admin header: either line of Vritti ignores the other one's."""
+        key = self.inventory["vritti_admin_api_key"]
+        return {"X-Admin-API-Key": key, "X-Admin-Key": key}
 
     def status(self) -> dict[str, Any]:
         status: dict[str, Any] = request("GET", f"{self.control}/status").json
