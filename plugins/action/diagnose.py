@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-import json
+import gc
 import os
 import re
-import tempfile
 import time
 import typing as t
 from datetime import UTC, datetime
@@ -20,10 +19,26 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.diagnose_spec impo
 from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mask
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import checks as checking
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import diagnosis as diagnosing
+from ansible_collections.oncall.runbooks.plugins.plugin_utils import planning, recording, reports
 
 CALLBACK = "oncall.runbooks.oncall"
 # Masking anything shorter would take single letters out of the findings.
 SHORTEST_SECRET = 4
+# In the ids of what is looked at for previews, so that no check can have the same.
+LOOK = "look:"
+RECORDS = "__records"
+# What a plan says of an operation.
+TEXTS = ("preview", "irreversible", "by_hand")
+# Of a look, what says which thing is meant.
+TARGET = ("unit", "port", "pid_file", "command", "directory", "environment_file", "address", "path", "name")
+
+
+class Book(t.NamedTuple):
+    """A runbook's data for a service."""
+
+    checks: list[t.Any]
+    causes: list[t.Any]
+    steps: list[t.Any]
 
 
 class ActionModule(ActionBase):
@@ -36,9 +51,15 @@ class ActionModule(ActionBase):
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
-        args = _arguments(self._task.args)
-        templates, causes_given = self._read(args)
-        checks, bad = checking.validate_checks(templates, args["severities"])
+        # This process is a copy of all of Ansible for this one task; searching that for garbage, again and again while
+        # the module is packed, took a tenth of a diagnosis.
+        gc.freeze()
+        self._known: dict[str, t.Any] = {}
+        args = self._of_service(_arguments(self._task.args), variables)
+        args["steps"] = [name for name in args["steps"] if name]
+        book = self._read(args, variables)
+        host = str(variables.get("inventory_hostname", ""))
+        checks, bad = checking.validate_checks(book.checks, args["severities"])
         mistakes = [why for _name, _title, why in bad]
         if not checks and not bad:
             raise AnsibleActionFail(
@@ -46,16 +67,21 @@ class ActionModule(ActionBase):
             )
         names = {check["id"] for check in checks}
         try:
-            causes = checking.validate_causes(causes_given, names | {name for name, _title, _why in bad})
+            causes = checking.validate_causes(book.causes, names | {name for name, _title, _why in bad})
         except checking.Wrong as error:
             causes = []
             mistakes.append(f"The causes of {args['runbook']} are wrong: {error}.")
         # A cause that rests on a wrong check cannot be established.
         causes = [cause for cause in causes if names.issuperset(cause["breach"] + cause["ok"] + cause["fresh"])]
+        steps, operations, looks_of = self._steps(book, args, checks, mistakes, variables)
+        strange = planning.unknown_steps(steps, args["steps"], args["runbook"])
+        if strange:
+            raise AnsibleActionFail(strange)
 
-        secrets = self._secrets(checks)
+        wanted = [*checks, *_as_checks(looks_of)]
+        secrets = self._secrets(wanted)
         began, started_at = time.monotonic(), _now()
-        seen = self._look(checks, args, secrets, variables)
+        seen = self._look(wanted, args, secrets, variables)
         problem = seen.get("problem")
         if problem:
             looks = {
@@ -66,10 +92,34 @@ class ActionModule(ActionBase):
         else:
             looks = seen["looks"]
 
-        host = str(variables.get("inventory_hostname", ""))
+        changing = bool({"remediate", "rollback"} & set(variables.get("ansible_run_tags") or ()))
         path = _report_path(args["report_dir"], args["runbook"], host)
         findings = diagnosing.judge_all(checks, bad, looks, args["severities"], _search, started_at, _previous(path))
+        _withhold(checks, findings)
+        diagnosing.page(findings, args["page_after"])
         status, severity, label = diagnosing.overall(findings)
+        told = {name: looks[LOOK + name]["looks"][0] for name in looks_of} if not problem else {}
+        # To a host that could not be looked at nothing is done.
+        narrowed: tuple[list[str], ...] = ([], args["steps"])
+        found, proposed = [
+            [
+                planning.step(
+                    host,
+                    args["service"],
+                    step,
+                    self._spelled_out(operations[step["id"]], step, variables),
+                    because,
+                    _own(told, step["id"]),
+                    _targets(operations[step["id"]], step["id"], looks_of),
+                )
+                for step, because in planning.candidates(steps, findings, only)
+                if not problem
+            ]
+            for only in narrowed
+        ]
+        # The only host: its steps are the run's plan. Of several the engine makes one (action plan).
+        alone = len(variables.get("ansible_play_hosts_all") or [host]) == 1
+        plan = planning.make(args["runbook"], proposed, time.time(), args["steps"]) if alone and not problem else None
         diagnosis: dict[str, t.Any] = {
             "schema": diagnosing.SCHEMA,
             "runbook": args["runbook"],
@@ -82,20 +132,59 @@ class ActionModule(ActionBase):
             "label": label,
             "summary": f"It could not be looked at: {problem}" if problem else diagnosing.summarise(findings, causes),
             "findings": findings,
-            "plan": None,
+            "plan": plan,
         }
-        diagnosis = mask(diagnosis, [value for value in secrets.values() if len(value) >= SHORTEST_SECRET])
-        if path:
-            try:
-                _write(path, diagnosis)
-            except OSError as error:
-                mistakes.append(f"The report {path} cannot be written: {error.strerror}.")
+        hidden = [value for value in secrets.values() if len(value) >= SHORTEST_SECRET]
+        diagnosis = mask(diagnosis, hidden)
+        try:
+            if path:
+                reports.write(path, diagnosis)
+            # The one that is to be applied now is wanted to tell the difference.
+            if plan and not changing:
+                reports.write(reports.plan_path(args["report_dir"], args["runbook"]), diagnosis["plan"])
+        except OSError as error:
+            mistakes.append(f"The report {error.filename or path} cannot be written: {error.strerror}.")
+        try:
+            record = recording.append(
+                args["record_dir"],
+                args["record_key_file"],
+                recording.entry(
+                    "diagnosed",
+                    args["runbook"],
+                    host,
+                    status=status,
+                    label=label,
+                    summary=diagnosis["summary"],
+                    plan=plan and plan["id"],
+                ),
+            )
+        except (OSError, ValueError) as error:
+            record = {}
+            mistakes.append(f"The record cannot be written: {str(error).rstrip('.')}.")
+        remembered = told.get(RECORDS, {})
+        shown = C.DEFAULT_STDOUT_CALLBACK == CALLBACK
+        is_reached = diagnosing.reached(findings, args["fail_on"])
         result.update(
             changed=False,
             diagnosis=diagnosis,
             report=path,
-            reached=diagnosing.reached(findings, args["fail_on"]),
-            shown=C.DEFAULT_STDOUT_CALLBACK == CALLBACK,
+            reached=is_reached,
+            shown=shown,
+            steps=mask(proposed, hidden),
+            proposed=mask(found, hidden),
+            records=remembered.get("value") or [],
+            unseen=None if remembered.get("outcome") == "value" else remembered.get("note"),
+            lock=(remembered.get("evidence") or {}).get("lock"),
+            needs_root=_needs_root(remembered.get("evidence") or {}, told),
+            looks={
+                step["id"]: {name: looks_of[f"{step['id']}.{name}"] for name in operations[step["id"]]["state"]}
+                for step in steps
+                if f"{step['id']}.{(operations[step['id']]['state'] or [''])[0]}" in looks_of
+            },
+            states={name: look["value"] for name, look in told.items() if "." in name and look["outcome"] == "value"},
+            record=record,
+            # Whether a task is wanted after this one: to make the plan of several hosts, to show, or to fail.
+            more=is_reached or not shown or bool(proposed and not alone),
         )
         if seen.get("unreachable"):
             result.update(unreachable=True, msg=f"{host} is unreachable: {problem}")
@@ -105,29 +194,130 @@ class ActionModule(ActionBase):
             result.update(failed=True, msg=" ".join(mistakes))
         return result
 
-    def _read(self, args: dict[str, t.Any]) -> tuple[list[t.Any], list[t.Any]]:
-        """The checks and causes, those of the file templated one by one: a broken one becomes its own mistake."""
+    def _of_service(self, args: dict[str, t.Any], variables: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+        """The arguments, with what the service's role says of it where the task does not."""
+        for name in ("severities", "page_after"):
+            own = variables.get(f"{args['service']}_{name}")
+            if name not in self._task.args and own is not None:
+                args[name] = checking.plain(self._templar.template(own))
+        if args["file"] and os.path.isdir(args["file"]):
+            args["file"] = os.path.join(args["file"], f"{args['service']}.yml")
+        for label, severity in args["severities"].items():
+            if severity not in LEVELS:
+                known = ", ".join(LEVELS)
+                raise AnsibleActionFail(f"The severity of {label} is {severity!r}; it is one of {known}.")
+        return args
+
+    def _read(self, args: dict[str, t.Any], variables: t.Mapping[str, t.Any]) -> Book:
+        """The runbook's data, templated one by one: a broken one becomes its own mistake."""
         if not args["file"]:
-            return args["checks"], args["causes"]
-        name = args["runbook"]
+            return Book(args["checks"], args["causes"], [])
+        name, service = args["runbook"], args["service"]
         try:
             data = self._loader.load_from_file(args["file"], trusted_as_template=True)
         except AnsibleError as error:
             raise AnsibleActionFail(f"The checks in {args['file']} cannot be read: {_sentence(str(error))}") from None
         if not isinstance(data, dict) or not isinstance(data.get(f"{name}_checks"), (list, str)):
             raise AnsibleActionFail(f"The file {args['file']} has no list {name}_checks.")
-        return (
-            [*args["checks"], *map(self._template, self._list(data[f"{name}_checks"]))],
-            [*args["causes"], *map(self._template, self._list(data.get(f"{name}_causes") or []))],
+        parts = {}
+        for kind in ("checks", "causes", "steps"):
+            own = self._list(data.get(f"{name}_{kind}") or [])
+            parts[kind] = checking.used(own, variables.get(f"{service}_{kind}") or [], kind[:-1])
+        return Book(
+            [*args["checks"], *map(self._template, parts["checks"])],
+            [*args["causes"], *map(self._template, parts["causes"])],
+            list(map(self._template, parts["steps"])),
         )
+
+    def _steps(
+        self,
+        book: Book,
+        args: dict[str, t.Any],
+        checks: list[dict[str, t.Any]],
+        mistakes: list[str],
+        variables: t.Mapping[str, t.Any],
+    ) -> tuple[list[dict[str, t.Any]], dict[str, t.Any], dict[str, dict[str, t.Any]]]:
+        """The runbook's steps, the operation of each, and what is to be looked at for their previews."""
+        service, runbook = args["service"], args["runbook"]
+        raw = variables.get(f"{service}_operations") or {}
+        operations: dict[str, t.Any] = {}
+        looks: dict[str, dict[str, t.Any]] = {}
+        try:
+            steps = checking.validate_steps(book.steps, raw)
+            shared = variables.get(f"{service}_looks") or {}
+            # What nothing suggests need not be looked at, until somebody asks for it or may want to undo it.
+            suggested = {name for check in checks for name in check["suggests"]} | set(args["steps"])
+            everything = bool({"remediate", "rollback"} & set(variables.get("ansible_run_tags") or ()))
+            for step in steps:
+                step["params"] = checking.plain(step["params"])
+                data = raw[step["operation"]]
+                texts = {key: data[key] for key in TEXTS if key in data}
+                rest = {key: value for key, value in data.items() if key not in TEXTS}
+                # Few operations look elsewhere for other parameters; the others share what has been evaluated.
+                own = self._with(step, variables) if "runbook_operation" in str(rest) else None
+                operation = self._template(rest, own)
+                operation = checking.validate_operation(step["operation"], {**operation, **texts})
+                operations[step["id"]] = operation
+                if (
+                    not everything
+                    and step["id"] not in suggested
+                    and not suggested.issuperset(step["replaces"] or [""])
+                ):
+                    continue
+                for name, source in operation["sources"].items():
+                    looks[f"{step['id']}.{name}"] = checking.source_of(source)
+                for name in operation["looks"] + operation["requires"]:
+                    if name not in looks:
+                        if name not in shared:
+                            raise checking.Wrong(f"the operation {step['operation']} names the unknown look {name!r}")
+                        looks[name] = checking.source_of(self._template(shared[name]))
+        except checking.Wrong as error:
+            mistakes.append(f"The steps of {runbook} are wrong: {error}.")
+            steps, operations, looks = [], {}, {}
+        known = {step["id"] for step in steps} | {
+            str(item.get("id")) for item in variables.get(f"{service}_steps") or [] if isinstance(item, dict)
+        }
+        for check in checks:
+            strange = [name for name in check["suggests"] if name not in known] if steps else []
+            if strange:
+                mistakes.append(f"The check {check['id']} is wrong: it suggests {strange[0]!r}, which is no step.")
+            # What the service's check suggests, this runbook need not have.
+            check["suggests"] = [
+                name for name in check["suggests"] if not steps or any(name == step["id"] for step in steps)
+            ]
+        if args["state_dir"]:
+            looks[RECORDS] = checking.source_of(
+                {"probe": "remediation", "path": args["state_dir"], "runbook": runbook, "value": "records"}
+            )
+            label = next((label for label, severity in args["severities"].items() if severity == "high"), None)
+            if label:
+                checks.append(checking.validate_check(_unfinished(args, label), args["severities"]))
+        return steps, operations, looks
+
+    def _with(self, step: t.Mapping[str, t.Any], variables: t.Mapping[str, t.Any]) -> t.Any:
+        """A templar that knows the step's parameters."""
+        return self._templar.copy_with_new_env(available_variables={**variables, "runbook_operation": step["params"]})
+
+    def _spelled_out(
+        self, operation: dict[str, t.Any], step: t.Mapping[str, t.Any], variables: t.Mapping[str, t.Any]
+    ) -> dict[str, t.Any]:
+        """The operation with its texts, which are templated only for what is proposed: they are most of the work."""
+        texts = {key: operation[key] for key in TEXTS}
+        try:
+            return {**operation, **checking.plain(self._with(step, variables).template(texts))}
+        except AnsibleError as error:
+            raise AnsibleActionFail(f"The step {step['id']} cannot be described: {_sentence(str(error))}") from None
 
     def _list(self, data: t.Any) -> list[t.Any]:
         """A list, also where one template stands for the whole of it."""
         return list(self._templar.template(data) if isinstance(data, str) else data)
 
-    def _template(self, item: t.Any) -> t.Any:
+    def _template(self, item: t.Any, templar: t.Any = None) -> t.Any:
+        """The item with its templates evaluated; one that cannot be becomes its own mistake."""
+        # What several checks say alike, such as an address, is evaluated once.
+        known = {} if templar else self._known
         try:
-            return checking.plain(self._templar.template(item))
+            return checking.plain(_evaluated(item, templar or self._templar, known))
         except AnsibleError as error:
             why = _sentence(str(error.message if isinstance(error, AnsibleUndefinedVariable) else error))[:-1]
             return (
@@ -204,14 +394,24 @@ def _arguments(arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         args = checking.options(arguments, ARGUMENT_SPEC)
     except checking.Wrong as error:
         raise AnsibleActionFail(f"diagnose: {error}.") from None
-    for label, severity in args["severities"].items():
-        if severity not in LEVELS:
-            known = ", ".join(LEVELS)
-            raise AnsibleActionFail(f"The severity of {label} is {severity!r}; it is one of {known}.")
     for name in ("sample_seconds", "timeout"):
         if args[name] < 0 or (name == "timeout" and args[name] == 0):
             raise AnsibleActionFail(f"{name} is {args[name]:g}; it is a number of seconds and not negative.")
     return args
+
+
+def _evaluated(item: t.Any, templar: t.Any, known: dict[str, t.Any]) -> t.Any:
+    if isinstance(item, str):
+        if "{{" not in item and "{%" not in item:
+            return item
+        if item not in known:
+            known[item] = templar.template(item)
+        return known[item]
+    if isinstance(item, t.Mapping):
+        return {key: _evaluated(value, templar, known) for key, value in item.items()}
+    if isinstance(item, (list, tuple)):
+        return [_evaluated(value, templar, known) for value in item]
+    return item
 
 
 def _report_path(folder: str | None, runbook: str, host: str) -> str | None:
@@ -258,30 +458,68 @@ def _now() -> str:
 
 def _previous(path: str | None) -> dict[str, t.Any] | None:
     """The diagnosis before this one; a report that cannot be read is none."""
-    if not path:
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) and data.get("schema") == diagnosing.SCHEMA else None
+    data = reports.read(path) if path else None
+    return data if data and data.get("schema") == diagnosing.SCHEMA else None
 
 
-def _write(path: str, diagnosis: dict[str, t.Any]) -> None:
-    """Atomically: a reader sees the report before or this one, never half."""
-    folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(diagnosis, file, indent=1, ensure_ascii=False)
-            file.write("\n")
-        # Reports are for the team, as any file that the umask lets others read.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def _as_checks(looks: t.Mapping[str, dict[str, t.Any]]) -> list[dict[str, t.Any]]:
+    """What previews want seen, in the form that the module looks at."""
+    return [
+        {"id": LOOK + name, "sources": [source], "needs": [], "min_samples": 0, "thresholds": []}
+        for name, source in looks.items()
+    ]
+
+
+def _own(told: t.Mapping[str, t.Any], step_id: str) -> dict[str, t.Any]:
+    """The looks that a step's preview may name: the service's, and its own without their prefix."""
+    prefix = f"{step_id}."
+    return {
+        name[len(prefix) :] if name.startswith(prefix) else name: look
+        for name, look in told.items()
+        if name.startswith(prefix) or "." not in name
+    }
+
+
+def _targets(
+    operation: t.Mapping[str, t.Any], step_id: str, looks_of: t.Mapping[str, t.Mapping[str, t.Any]]
+) -> dict[str, t.Any]:
+    """Which unit, process or file a step is about, as far as the inventory says it: another one is another plan."""
+    names = [*operation["looks"], *(f"{step_id}.{name}" for name in operation["sources"])]
+    return {
+        name: {key: value for key in TARGET if (value := looks_of[name].get(key)) not in (None, "")}
+        for name in names
+        if name in looks_of
+    }
+
+
+def _withhold(checks: t.Sequence[dict[str, t.Any]], findings: t.Sequence[dict[str, t.Any]]) -> None:
+    """Take back steps that would do harm, or cure nothing, while a finding stands."""
+    breached = {item["id"] for item in findings if item["status"] == "breach"}
+    withheld = {name for check in checks if check["id"] in breached for name in check["withholds"]}
+    for item in findings:
+        item["suggests"] = [name for name in item["suggests"] if name not in withheld]
+
+
+def _needs_root(user: t.Mapping[str, t.Any], told: t.Mapping[str, t.Any]) -> bool:
+    """Whether who looked has to become root to change something."""
+    if user.get("uid") == 0:
+        return False
+    managers = [(look.get("evidence") or {}).get("manager") for look in told.values()]
+    return not user.get("writable") or "systemd" in managers
+
+
+def _unfinished(args: t.Mapping[str, t.Any], label: str) -> dict[str, t.Any]:
+    """The engine's own check: a remediation that was cut short is a finding like any other."""
+    source = {"probe": "remediation", "path": args["state_dir"], "runbook": args["runbook"], "own": args["own_record"]}
+    return {
+        "id": "unfinished_remediation",
+        "title": "Interrupted remediation",
+        "sources": [source],
+        "thresholds": [{"equals": "unfinished", "label": label}],
+        "expected": "none",
+        "next_step": (
+            "It was cut short, or somebody is at it: ask who began it, then go on with what is proposed now, or undo "
+            "it with --tags rollback."
+        ),
+        "reproduce": f"cat {args['state_dir']}/records/*.json",
+    }

@@ -30,8 +30,9 @@ from ansible import constants as C
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.utils.color import stringc
 
-from ansible_collections.oncall.runbooks.plugins.plugin_utils.command import again
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.command import again, not_repeated
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import SCHEMA
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.planning import apply_options, of_host
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.render import WIDTH, render
 
 COLOURS = {
@@ -56,6 +57,7 @@ class CallbackModule(Default):
     def __init__(self) -> None:
         super().__init__()
         self._diagnoses: dict[str, tuple[dict[str, t.Any], str | None]] = {}
+        self._record: dict[str, t.Any] = {}
         self._said: set[str] = set()
 
     @property
@@ -70,6 +72,12 @@ class CallbackModule(Default):
 
     def _keep(self, result: t.Any) -> bool:
         diagnosis = result.result.get("diagnosis")
+        self._record = result.result.get("record") or self._record
+        plan = result.result.get("plan")
+        if isinstance(plan, dict) and "apply_with" in plan:
+            # Of several hosts the plan is made after their diagnoses.
+            for host, (found, report) in self._diagnoses.items():
+                self._diagnoses[host] = ({**found, "plan": of_host(plan, host)}, report)
         if isinstance(diagnosis, dict) and diagnosis.get("schema") == SCHEMA:
             self._diagnoses[str(diagnosis["host"])] = (diagnosis, result.result.get("report"))
             return True
@@ -157,17 +165,23 @@ class CallbackModule(Default):
                 f"{len(ranked)} hosts: " + ", ".join(f"{count} {status}" for status, count in counts if count)
             )
         for diagnosis, _report in ranked:
-            self._display.display(
-                "\n".join(["", *render(diagnosis, width, _paint)])
-                if len(ranked) > 1
-                else "\n".join(render(diagnosis, width, _paint))
-            )
+            plan = diagnosis["plan"]
+            remediate = again("remediate", apply_options(plan)) if plan else None
+            if remediate and not_repeated():
+                remediate += f"  # and your -e for {', '.join(not_repeated())}"
+            lines = render(diagnosis, width, _paint, remediate)
+            self._display.display("\n".join(["", *lines] if len(ranked) > 1 else lines))
         reports = [report for _diagnosis, report in ranked if report]
         self._display.display("")
         if reports:
             self._display.display(
                 f"  Report: {reports[0]}{f' and {len(reports) - 1} beside it' if len(reports) > 1 else ''}"
             )
+        if self._record.get("path"):
+            proof = (
+                f"last MAC {self._record['last']}" if self._record["keyed"] else "not tamper-evident, no key is given"
+            )
+            self._display.display(f"  Record: {self._record['path']} ({proof})")
         command = again("diagnose")
         if command:
             self._display.display(f"  Again:  {command}")

@@ -24,6 +24,10 @@ options:
     description: The name that the results were registered under.
     type: str
     required: true
+  plan:
+    description: The run's plan, as the action C(plan) returns it. Each host gets its part; without it, what its own
+      diagnosis proposes.
+    type: dict
   hosts:
     description: The hosts to collect from. Those without a result are left out.
     type: list
@@ -48,14 +52,17 @@ _value:
 import typing as t
 
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import capped
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.planning import of_host
 
 
-def diagnosis_stats(hostvars: t.Any, register: str, hosts: t.Sequence[str]) -> dict[str, t.Any]:
+def diagnosis_stats(hostvars: t.Any, register: str, hosts: t.Sequence[str], plan: t.Any = None) -> dict[str, t.Any]:
     collected = {}
     for host in hosts:
         result = hostvars[host].get(register)
         if isinstance(result, t.Mapping) and isinstance(result.get("diagnosis"), t.Mapping):
-            collected[host] = capped(dict(result["diagnosis"]))
+            collected[host] = capped(
+                {**result["diagnosis"], "plan": of_host(plan, host) if plan else result["diagnosis"].get("plan")}
+            )
     return collected
 
 

@@ -29,5 +29,11 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "timeout": {"type": "float", "default": 5.0},
     "report_dir": {"type": "str"},
     "fail_on": {"type": "list", "elements": "str", "choices": [*LEVELS, "unknown"], "default": []},
+    "steps": {"type": "list", "elements": "str", "default": []},
+    "state_dir": {"type": "str"},
+    "own_record": {"type": "str"},
+    "page_after": {"type": "dict", "default": {}},
+    "record_dir": {"type": "str"},
+    "record_key_file": {"type": "str"},
     "secrets": {"type": "dict", "no_log": True, "default": {}},
 }

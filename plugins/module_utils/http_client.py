@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One GET with its timing split, one deadline and a size limit. No redirects, no proxies, no retries, no cookies.
+"""One request with its timing split, one deadline and a size limit. No redirects, proxies, retries, or cookies.
 
 The standard library is enough for that, and a bare target has nothing else; requests hides connect and first byte.
 """
@@ -8,6 +8,7 @@ The standard library is enough for that, and a bare target has nothing else; req
 from __future__ import annotations
 
 import io
+import json
 import re
 import socket
 import time
@@ -73,11 +74,37 @@ def get(
     max_bytes: int = MAX_BYTES,
 ) -> Answer:
     """GET a URL once, or raise NoAnswer with a sentence that names it."""
+    return _request("GET", url, headers, None, timeout, validate_certs, ca_path, max_bytes)
+
+
+def send(
+    method: str,
+    url: str,
+    body: t.Any = None,
+    headers: t.Mapping[str, str] | None = None,
+    timeout: float = 5.0,
+) -> Answer:
+    """POST, PATCH or DELETE once, with the body as JSON; NoAnswer leaves open whether it was done."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {**(headers or {}), "Content-Type": "application/json"}
+    return _request(method, url, headers, data, timeout, True, None, MAX_BYTES)
+
+
+def _request(
+    method: str,
+    url: str,
+    headers: t.Mapping[str, str] | None,
+    data: bytes | None,
+    timeout: float,
+    validate_certs: bool,
+    ca_path: str | None,
+    max_bytes: int,
+) -> Answer:
     # Costly to import, and the controller, which validates, never gets here.
     import http.client
     import ssl
 
-    shown = f"GET {without_credentials(url)}"
+    shown = f"{method} {without_credentials(url)}"
     parts = urlsplit(check_url(url))
     host = parts.hostname or ""
     port = (443 if parts.scheme == "https" else 80) if parts.port is None else parts.port
@@ -119,8 +146,9 @@ def get(
             # A base address with a slash at its end must not turn every route into another one.
             path = f"/{parts.path.lstrip('/')}" + (f"?{parts.query}" if parts.query else "")
             connection.request(
-                "GET",
+                method,
                 path,
+                data,
                 headers={"Accept": "*/*", "Connection": "close", "User-Agent": "oncall.runbooks", **(headers or {})},
             )
             response = connection.getresponse()

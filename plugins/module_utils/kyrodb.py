@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ask a KyroDB instance how it is: gRPC Health and Metrics, or its HTTP port where grpcio is missing.
+"""Speak to a KyroDB instance: how it is (over HTTP where grpcio is missing), a snapshot, single documents.
 
 The messages are built at run time from field numbers, so that no generated stub ties a host to one protobuf release.
 Source: KyroDB's kyrodb.v1.KyroDBService; it serves neither reflection nor grpc.health.v1.
@@ -16,7 +16,7 @@ import typing as t
 from dataclasses import dataclass
 
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
-from ansible_collections.oncall.runbooks.plugins.module_utils.http_client import get
+from ansible_collections.oncall.runbooks.plugins.module_utils.http_client import check_url, get
 
 SERVICE = "kyrodb.v1.KyroDBService"
 STATUSES = ("unknown", "healthy", "degraded", "unhealthy")
@@ -46,7 +46,24 @@ METRICS_FIELDS = (
     ("disk_usage_bytes", 20, "uint64"),
     ("cpu_usage_percent", 21, "double"),
 )
-
+MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
+    "HealthRequest": (("component", 1, "string"),),
+    "HealthResponse": (*HEALTH_FIELDS, ("components", 3, "map")),
+    "MetricsRequest": (),
+    "MetricsResponse": METRICS_FIELDS,
+    "SnapshotRequest": (("path", 1, "string"),),
+    "SnapshotResponse": (
+        ("success", 1, "bool"),
+        ("error", 2, "string"),
+        ("snapshot_path", 3, "string"),
+        ("documents_snapshotted", 4, "uint64"),
+        ("snapshot_size_bytes", 5, "uint64"),
+    ),
+    "QueryRequest": (("doc_id", 1, "uint64"), ("include_embedding", 2, "bool"), ("namespace", 3, "string")),
+    "QueryResponse": (("found", 1, "bool"), ("metadata", 4, "map"), ("error", 6, "string")),
+    "DeleteRequest": (("doc_id", 1, "uint64"), ("namespace", 2, "string")),
+    "DeleteResponse": (("success", 1, "bool"), ("error", 2, "string"), ("existed", 3, "bool")),
+}
 
 CONNECTION_SPEC: dict[str, t.Any] = {
     "address": {"type": "str", "required": True},
@@ -99,6 +116,14 @@ def parse_address(address: str) -> str:
     return address
 
 
+def endpoint_of(options: t.Mapping[str, t.Any], api_key: str | None) -> Endpoint:
+    """The endpoint that options of CONNECTION_SPEC tell of, or ValueError with a sentence."""
+    parse_address(options["address"])
+    if options["http_url"]:
+        check_url(options["http_url"])
+    return Endpoint(api_key=api_key, **{name: options[name] for name in CONNECTION_SPEC})
+
+
 class _Messages:
     """The request and response classes, made once per process."""
 
@@ -107,49 +132,37 @@ class _Messages:
     def __init__(self) -> None:
         from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-        file = descriptor_pb2.FileDescriptorProto(
-            name="oncall_runbooks_kyrodb.proto", package="oncall.runbooks.kyrodb", syntax="proto3"
-        )
+        field_type = descriptor_pb2.FieldDescriptorProto
+        package = "oncall.runbooks.kyrodb"
+        file = descriptor_pb2.FileDescriptorProto(name="oncall_runbooks_kyrodb.proto", package=package, syntax="proto3")
         kinds = {
-            "int32": descriptor_pb2.FieldDescriptorProto.TYPE_INT32,
-            "uint64": descriptor_pb2.FieldDescriptorProto.TYPE_UINT64,
-            "double": descriptor_pb2.FieldDescriptorProto.TYPE_DOUBLE,
-            "string": descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
+            "bool": field_type.TYPE_BOOL,
+            "int32": field_type.TYPE_INT32,
+            "uint64": field_type.TYPE_UINT64,
+            "double": field_type.TYPE_DOUBLE,
+            "string": field_type.TYPE_STRING,
         }
 
-        def message(name: str, fields: t.Iterable[tuple[str, int, str]]) -> t.Any:
-            proto = file.message_type.add(name=name)
-            for field, number, kind in fields:
-                proto.field.add(
-                    name=field,
-                    number=number,
-                    type=kinds[kind],
-                    label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
-                )
-            return proto
+        def add_fields(message: t.Any, fields: t.Iterable[tuple[str, int, str]]) -> None:
+            for name, number, kind in fields:
+                field = message.field.add(name=name, number=number, label=field_type.LABEL_OPTIONAL)
+                if kind == "map":
+                    # A map of strings is a repeated message of its own.
+                    entry = message.nested_type.add(name=f"{name.capitalize()}Entry")
+                    entry.options.map_entry = True
+                    add_fields(entry, (("key", 1, "string"), ("value", 2, "string")))
+                    field.label = field_type.LABEL_REPEATED
+                    field.type = field_type.TYPE_MESSAGE
+                    field.type_name = f".{package}.{message.name}.{entry.name}"
+                else:
+                    field.type = kinds[kind]
 
-        message("HealthRequest", [("component", 1, "string")])
-        health = message("HealthResponse", HEALTH_FIELDS)
-        entry = health.nested_type.add(name="ComponentsEntry")
-        entry.options.map_entry = True
-        for name, number in (("key", 1), ("value", 2)):
-            entry.field.add(
-                name=name, number=number, type=kinds["string"], label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
-            )
-        health.field.add(
-            name="components",
-            number=3,
-            type=descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE,
-            type_name=".oncall.runbooks.kyrodb.HealthResponse.ComponentsEntry",
-            label=descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED,
-        )
-        message("MetricsRequest", [])
-        message("MetricsResponse", METRICS_FIELDS)
+        for name, fields in MESSAGES.items():
+            add_fields(file.message_type.add(name=name), fields)
         pool = descriptor_pool.DescriptorPool()
         pool.Add(file)
-        for name in ("HealthRequest", "HealthResponse", "MetricsRequest", "MetricsResponse"):
-            found = pool.FindMessageTypeByName(f"oncall.runbooks.kyrodb.{name}")
-            setattr(self, name, _message_class(message_factory, found))
+        for name in MESSAGES:
+            setattr(self, name, _message_class(message_factory, pool.FindMessageTypeByName(f"{package}.{name}")))
 
     @classmethod
     def get(cls) -> t.Any:
@@ -263,6 +276,76 @@ def _explain(endpoint: Endpoint, rpc: str, error: t.Any, timeout: float) -> NoAn
     return NoAnswer(f"{where} answers {rpc} with {code}: {details}.", "error")
 
 
+def _import_grpc() -> t.Any:
+    """The module grpc, once everything can be imported that is needed with it."""
+    # A probe beside this one may start a process, and gRPC's handlers for that have crashed it.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    import grpc
+
+    _Messages.get()
+    return grpc
+
+
+def require_grpc() -> t.Any:
+    """The module grpc; NoAnswer where a package is missing, for calls that nothing can stand in for."""
+    try:
+        return _import_grpc()
+    except ImportError as error:
+        raise NoAnswer(
+            f"{error.name or 'grpcio'} is not installed on the target; install grpcio and protobuf there.", "missing"
+        ) from None
+
+
+class _Connection:
+    """One open channel; the deadline is that of everything that is done over it."""
+
+    def __init__(self, endpoint: Endpoint, timeout: float) -> None:
+        grpc = require_grpc()
+        if endpoint.api_key and not (endpoint.api_key.isascii() and endpoint.api_key.isprintable()):
+            raise NoAnswer(
+                f"The API key for KyroDB at {endpoint.address} has characters that cannot be sent.", "authentication"
+            )
+        self.grpc_error = grpc.RpcError
+        self.endpoint = endpoint
+        self.timeout = timeout
+        self.deadline = time.monotonic() + timeout
+        self.messages = _Messages.get()
+        _require_open_port(endpoint, self.deadline)
+        options: list[tuple[str, t.Any]] = [("grpc.enable_http_proxy", 0)]
+        if endpoint.tls:
+            credentials = grpc.ssl_channel_credentials(
+                _read(endpoint.ca_path, "CA certificate"),
+                _read(endpoint.key_path, "client key"),
+                _read(endpoint.cert_path, "client certificate"),
+            )
+            if endpoint.server_name:
+                options.append(("grpc.ssl_target_name_override", endpoint.server_name))
+            self._channel = grpc.secure_channel(endpoint.address, credentials, options)
+        else:
+            self._channel = grpc.insecure_channel(endpoint.address, options)
+
+    def __enter__(self) -> _Connection:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._channel.close()
+
+    def call(self, rpc: str, message: str = "", **fields: t.Any) -> t.Any:
+        """The response to one RPC whose messages are called `message`Request and `message`Response."""
+        message = message or rpc
+        request = getattr(self.messages, f"{message}Request")(**fields)
+        invoke = self._channel.unary_unary(
+            f"/{self.endpoint.service}/{rpc}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=getattr(self.messages, f"{message}Response").FromString,
+        )
+        metadata = (("x-api-key", self.endpoint.api_key),) if self.endpoint.api_key else None
+        try:
+            return invoke(request, timeout=max(0.05, self.deadline - time.monotonic()), metadata=metadata)
+        except self.grpc_error as error:
+            raise _explain(self.endpoint, rpc, error, self.timeout) from None
+
+
 def ask(
     endpoint: Endpoint, timeout: float = 5.0, samples: int = 1, metrics: bool = True, component: str = ""
 ) -> dict[str, t.Any]:
@@ -270,58 +353,22 @@ def ask(
 
     The round trip is the median of `samples` Health calls over one open connection; connecting is not counted.
     """
-    # A probe beside this one may start a process, and gRPC's handlers for that have crashed it.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
-        import grpc
-
-        messages = _Messages.get()
+        _import_grpc()
     except ImportError as error:
         return _ask_http(endpoint, timeout, str(error.name or "grpcio"))
-    if endpoint.api_key and not (endpoint.api_key.isascii() and endpoint.api_key.isprintable()):
-        raise NoAnswer(
-            f"The API key for KyroDB at {endpoint.address} has characters that cannot be sent.", "authentication"
-        )
-    deadline = time.monotonic() + timeout
-    _require_open_port(endpoint, deadline)
-    options: list[tuple[str, t.Any]] = [("grpc.enable_http_proxy", 0)]
-    if endpoint.tls:
-        credentials = grpc.ssl_channel_credentials(
-            _read(endpoint.ca_path, "CA certificate"),
-            _read(endpoint.key_path, "client key"),
-            _read(endpoint.cert_path, "client certificate"),
-        )
-        if endpoint.server_name:
-            options.append(("grpc.ssl_target_name_override", endpoint.server_name))
-        channel = grpc.secure_channel(endpoint.address, credentials, options)
-    else:
-        channel = grpc.insecure_channel(endpoint.address, options)
-    metadata = (("x-api-key", endpoint.api_key),) if endpoint.api_key else None
-
-    def call(rpc: str, request: t.Any, response: t.Any) -> t.Any:
-        invoke = channel.unary_unary(
-            f"/{endpoint.service}/{rpc}",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=response.FromString,
-        )
-        try:
-            return invoke(request, timeout=max(0.05, deadline - time.monotonic()), metadata=metadata)
-        except grpc.RpcError as error:
-            raise _explain(endpoint, rpc, error, timeout) from None
-
-    with channel:
-        request = messages.HealthRequest(component=component)
+    with _Connection(endpoint, timeout) as connection:
         began = time.monotonic()
-        health = call("Health", request, messages.HealthResponse)
+        health = connection.call("Health", component=component)
         first = time.monotonic() - began
         took: list[float] = []
         for _number in range(samples):
             # A slow instance is measured by what the deadline allows, not failed by the repetitions.
-            if took and time.monotonic() + 2 * max(took) > deadline:
+            if took and time.monotonic() + 2 * max(took) > connection.deadline:
                 break
             began = time.monotonic()
             try:
-                call("Health", request, messages.HealthResponse)
+                connection.call("Health", component=component)
             except NoAnswer:
                 if not took and not first:
                     raise
@@ -342,12 +389,49 @@ def ask(
         }
         if metrics:
             try:
-                answer = call("Metrics", messages.MetricsRequest(), messages.MetricsResponse)
+                answer = connection.call("Metrics")
                 seen["metrics"] = {name: getattr(answer, name) for name, _number, _kind in METRICS_FIELDS}
             except NoAnswer as error:
                 # Health is the answer; missing numbers are said, they do not undo it.
                 seen["note"] = str(error)
     return seen
+
+
+def create_snapshot(endpoint: Endpoint, timeout: float = 60.0) -> dict[str, t.Any]:
+    """Let the instance write a snapshot into its data directory; where it is and what is in it."""
+    with _Connection(endpoint, timeout) as connection:
+        # KyroDB refuses every path but the empty one.
+        answer = connection.call("CreateSnapshot", "Snapshot")
+    if not answer.success:
+        raise NoAnswer(f"KyroDB at {endpoint.address} has written no snapshot{_because(answer)}.")
+    return {
+        "path": answer.snapshot_path,
+        "documents": answer.documents_snapshotted,
+        "size_bytes": answer.snapshot_size_bytes,
+    }
+
+
+def metadata_of(endpoint: Endpoint, doc_id: int, namespace: str, timeout: float = 5.0) -> dict[str, str] | None:
+    """The metadata of one document, or None where there is no such document."""
+    with _Connection(endpoint, timeout) as connection:
+        answer = connection.call("Query", doc_id=doc_id, namespace=namespace)
+    if answer.error:
+        raise NoAnswer(f"KyroDB at {endpoint.address} does not look up document {doc_id}{_because(answer)}.")
+    return dict(answer.metadata) if answer.found else None
+
+
+def delete(endpoint: Endpoint, doc_id: int, namespace: str, timeout: float = 5.0) -> bool:
+    """Delete one document; whether it was there."""
+    with _Connection(endpoint, timeout) as connection:
+        answer = connection.call("Delete", doc_id=doc_id, namespace=namespace)
+    if not answer.success:
+        raise NoAnswer(f"KyroDB at {endpoint.address} does not delete document {doc_id}{_because(answer)}.")
+    return bool(answer.existed)
+
+
+def _because(answer: t.Any) -> str:
+    said = " ".join(answer.error.split())[:200]
+    return f": {said}" if said else " and does not say why"
 
 
 def _ask_http(endpoint: Endpoint, timeout: float, missing: str) -> dict[str, t.Any]:

@@ -14,6 +14,7 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAn
 LISTEN = "0A"
 ESTABLISHED = "01"
 _TICKS = os.sysconf("SC_CLK_TCK")
+TICK = 1 / _TICKS
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -119,6 +120,53 @@ def started(pid: int) -> float:
         return float("inf")
 
 
+def age(pid: int) -> float | None:
+    """The seconds for which the process has been there, to a clock tick (`started`: to a second); None: gone."""
+    try:
+        return float(read("/proc/uptime").split()[0]) - int(_stat(pid)[19]) / _TICKS
+    except (OSError, IndexError):
+        return None
+
+
+def start_ticks(pid: int) -> str | None:
+    """The start in clock ticks since boot, which with the PID names one process for ever; None when it has ended."""
+    try:
+        words = _stat(pid)
+        return words[19] if words[0] not in "ZX" else None
+    except (OSError, IndexError):
+        return None
+
+
+def state(pid: int) -> str | None:
+    """The letter that proc(5) has for what the process is doing: T is stopped."""
+    try:
+        return _stat(pid)[0]
+    except (OSError, IndexError):
+        return None
+
+
+def parent(pid: int) -> int | None:
+    try:
+        return int(_stat(pid)[1])
+    except (OSError, IndexError):
+        return None
+
+
+def children(pid: int) -> list[int]:
+    """All processes below this one."""
+    below: dict[int, list[int]] = {}
+    for other in pids():
+        above = parent(other)
+        if above is not None:
+            below.setdefault(above, []).append(other)
+    found, todo = [], list(below.get(pid, ()))
+    while todo:
+        child = todo.pop(0)
+        found.append(child)
+        todo.extend(below.get(child, ()))
+    return found
+
+
 def cpu_seconds(pid: int) -> float:
     words = _stat(pid)
     return (int(words[11]) + int(words[12])) / _TICKS
@@ -184,3 +232,75 @@ def unit_of(pid: int) -> str:
         return ""
     found = re.findall(r"/([^/\n]+\.service)(?:/|$)", groups, re.MULTILINE)
     return found[-1] if found else ""
+
+
+def command_line(pid: int) -> list[str]:
+    """The arguments of a process. They may hold secrets: for starting it again and comparing, never for showing."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        content = file.read()
+    return [os.fsdecode(word) for word in content[:-1].split(b"\0")] if content else []
+
+
+def ancestors(pid: int) -> list[int]:
+    """The processes above this one, nearest first."""
+    found: list[int] = []
+    above = parent(pid)
+    while above and above not in found:
+        found.append(above)
+        above = parent(above)
+    return found
+
+
+CGROUP = "/sys/fs/cgroup"
+# Version 1 says "no limit" with a number that no machine has.
+_UNLIMITED = 1 << 60
+
+
+def status(pid: int) -> dict[str, str]:
+    """What /proc/<pid>/status says, by its names; everybody may read it."""
+    return {
+        key: value.strip()
+        for key, _colon, value in (line.partition(":") for line in read(f"/proc/{pid}/status").splitlines())
+    }
+
+
+def memory_groups(pid: int) -> list[str]:
+    """The folders of the control group that accounts for the memory of a process and of those above, nearest first."""
+    groups = read(f"/proc/{pid}/cgroup")
+    first = re.search(r"^\d+:(?:[^:\n]*,)?memory(?:,[^:\n]*)?:(/.*)$", groups, re.MULTILINE)
+    found = first or re.search(r"^0::(/.*)$", groups, re.MULTILINE)
+    # What lies outside of this container's control group cannot be seen from within.
+    if not found or found[1].startswith("/.."):
+        return []
+    root, path = (f"{CGROUP}/memory" if first else CGROUP), found[1].rstrip("/")
+    folders = []
+    while path:
+        folders.append(f"{root}{path}")
+        path = path.rpartition("/")[0]
+    return [folder for folder in [*folders, root] if os.path.isdir(folder)]
+
+
+def memory_limit(folders: t.Iterable[str]) -> int | None:
+    """The lowest memory limit of these control groups in bytes; None where none of them has one."""
+    limits = []
+    for folder in folders:
+        for file in ("memory.max", "memory.limit_in_bytes"):
+            try:
+                text = read(f"{folder}/{file}").strip()
+            except OSError:
+                continue
+            if text.isdigit() and int(text) < _UNLIMITED:
+                limits.append(int(text))
+    return min(limits, default=None)
+
+
+def oom_kills(folder: str) -> int | None:
+    """How many processes of a control group the kernel has killed for memory since the group exists."""
+    for file in ("memory.events", "memory.oom_control"):
+        try:
+            found = re.search(r"^oom_kill (\d+)$", read(f"{folder}/{file}"), re.MULTILINE)
+        except OSError:
+            continue
+        if found:
+            return int(found[1])
+    return None

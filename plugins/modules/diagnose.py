@@ -12,9 +12,8 @@ version_added: "0.1.0"
 description:
   - Looks at a service with read-only probes, all at once and in one remote call, and judges what they saw against
     the checks' thresholds.
-  - The probes are V(http), V(prometheus), V(kyrodb), V(log) and V(process). See the collection's guide to writing a
-    runbook for the keys of
-    each.
+  - The probes are V(http), V(prometheus), V(kyrodb), V(log), V(process), V(host), V(git), V(service), V(setting) and
+    V(remediation). See the collection's guide to writing a runbook for the keys of each.
   - Every check is validated before anything connects. One that is wrong becomes a finding of its own with the
     reason, the others are still
     answered, and the task fails at the end.
@@ -45,8 +44,8 @@ options:
     default: []
   file:
     description:
-      - A YAML file on the controller with C(<runbook>_checks), and C(<runbook>_causes) if there are any, to add to
-        O(checks) and O(causes).
+      - A YAML file on the controller, or a folder with C(<service>.yml), with C(<runbook>_checks), and if there are any
+        C(<runbook>_causes), to add to O(checks) and O(causes), and C(<runbook>_steps).
       - Its templates are evaluated check by check, so that an undefined variable costs one check and not the diagnosis.
     type: path
   causes:
@@ -58,7 +57,9 @@ options:
     elements: dict
     default: []
   severities:
-    description: What each of the service's labels means, as V(critical), V(high), V(medium) or V(low).
+    description:
+      - What each of the service's labels means, as V(critical), V(high), V(medium) or V(low).
+      - Without it the variable C(<service>_severities), where there is one; likewise O(page_after).
     type: dict
     default:
       P1: critical
@@ -88,6 +89,29 @@ options:
     elements: str
     choices: [critical, high, medium, low, unknown]
     default: []
+  steps:
+    description: Only these of the runbook's steps, or steps that no finding suggests. An unknown one is an error.
+    type: list
+    elements: str
+    default: []
+  state_dir:
+    description: The folder on the host where remediations keep their records. With it, one that was cut short is a
+      finding.
+    type: str
+  own_record:
+    description: The record of the remediation that this look is part of.
+    type: str
+  page_after:
+    description: The seconds for which a breach of a label may last before somebody is to be paged.
+    type: dict
+    default: {}
+  record_dir:
+    description: A folder on the controller. A line about the diagnosis is appended to C(timeline.jsonl) in it.
+    type: str
+  record_key_file:
+    description: A file with the key that chains the timeline's lines, in place of C(ONCALL_RUNBOOKS_RECORD_KEY) in the
+      environment.
+    type: str
   secrets:
     description: The values of the secrets that checks name. The action fills it from the variables of those names;
       leave it alone.
@@ -179,8 +203,21 @@ diagnosis:
       type: list
       elements: dict
     plan:
-      description: Null until the run's plan is made.
+      description:
+        - What would be done, with C(id), C(hosts) and C(steps), each with C(id), C(title), C(host), C(risk),
+          C(reversible), C(because) and C(preview). Null when nothing is proposed, and of several hosts until the run's
+          plan is made.
       type: dict
+steps:
+  description: The host's part of a plan, as RV(diagnosis.plan) has it.
+  type: list
+  elements: dict
+  returned: always
+records:
+  description: The latest remediations of this runbook that the host remembers, the newest first.
+  type: list
+  elements: dict
+  returned: always
 shown:
   description: Whether the collection's own callback prints the diagnosis, so that no task needs to.
   type: bool

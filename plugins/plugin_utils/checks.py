@@ -15,6 +15,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible_collections.oncall.runbooks.plugins.module_utils import judge
 from ansible_collections.oncall.runbooks.plugins.module_utils.http_client import without_credentials
 from ansible_collections.oncall.runbooks.plugins.module_utils.registry import PROBES
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.planning import RISKS
 
 Check = dict[str, t.Any]
 
@@ -47,14 +48,37 @@ CHECK_SPEC: dict[str, t.Any] = {
     "track": {"type": "list", "elements": "str", "default": []},
     "heavy": {"type": "bool", "default": False},
     "suggests": {"type": "list", "elements": "str", "default": []},
+    "withholds": {"type": "list", "elements": "str", "default": []},
     "next_step": {"type": "str", "default": ""},
     "reproduce": {"type": "str", "default": ""},
 }
 CAUSE_SPEC: dict[str, t.Any] = {
+    "id": {"type": "str"},
     "breach": {"type": "list", "elements": "str", "required": True},
     "ok": {"type": "list", "elements": "str", "default": []},
     "fresh": {"type": "list", "elements": "str", "default": []},
     "summary": {"type": "str", "required": True},
+}
+STEP_SPEC: dict[str, t.Any] = {
+    "id": {"type": "str", "required": True},
+    "title": {"type": "str", "required": True},
+    "operation": {"type": "str", "required": True},
+    "params": {"type": "dict", "default": {}},
+    "replaces": {"type": "list", "elements": "str", "default": []},
+}
+OPERATION_SPEC: dict[str, t.Any] = {
+    "risk": {"type": "str", "choices": RISKS, "required": True},
+    "preview": {"type": "str", "required": True},
+    "irreversible": {"type": "str", "default": ""},
+    "by_hand": {"type": "list", "elements": "str", "default": []},
+    # Whether what has been looked at says how it is done by hand.
+    "looks_by_hand": {"type": "bool", "default": True},
+    "looks": {"type": "list", "elements": "str", "default": []},
+    # Looks of the service that must not say no.
+    "requires": {"type": "list", "elements": "str", "default": []},
+    "sources": {"type": "dict", "default": {}},
+    "state": {"type": "list", "elements": "str", "default": []},
+    "identity": {"type": "list", "elements": "str"},
 }
 
 
@@ -202,6 +226,56 @@ def _circular(start: str, known: t.Mapping[str, Check]) -> bool:
         seen.add(name)
         todo.extend(known[name]["needs"])
     return False
+
+
+def used(items: t.Sequence[t.Any], shared: t.Sequence[t.Any], what: str) -> list[t.Any]:
+    """The items, those with `use` filled in from the service's own of that id; what stands beside it goes before."""
+    known = {str(item.get("id")): item for item in shared if isinstance(item, t.Mapping)}
+    found: list[t.Any] = []
+    for item in items:
+        if not isinstance(item, t.Mapping) or "use" not in item:
+            found.append(item)
+            continue
+        name = str(item["use"])
+        if name in known:
+            found.append({**known[name], **{key: value for key, value in item.items() if key != "use"}})
+        else:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
+            found.append({"id": name, BROKEN: f"use names {name!r}, which is no {what} of the service; {hint}"})
+    return found
+
+
+def source_of(data: t.Any) -> dict[str, t.Any]:
+    """A look of an operation, as a source of a check."""
+    return _source(data, 1, {})
+
+
+def validate_steps(data: t.Sequence[t.Any], operations: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
+    """The steps with types and defaults, or Wrong."""
+    steps: list[dict[str, t.Any]] = []
+    for place, item in enumerate(data, 1):
+        if isinstance(item, t.Mapping) and BROKEN in item:
+            raise Wrong(f"step {place}: {item[BROKEN]}")
+        step = _validated(item, STEP_SPEC, f"step {place}")
+        if step["operation"] not in operations:
+            raise Wrong(f"step {step['id']} names {step['operation']!r}, which is no operation of the service")
+        if any(step["id"] == other["id"] for other in steps):
+            raise Wrong(f"two steps have the id {step['id']!r}")
+        steps.append(step)
+    known = [step["id"] for step in steps]
+    for step in steps:
+        for name in step["replaces"]:
+            if name not in known:
+                raise Wrong(f"step {step['id']} replaces {name!r}, which is no step of this runbook")
+    return steps
+
+
+def validate_operation(name: str, data: t.Any) -> dict[str, t.Any]:
+    """The operation with types and defaults, or Wrong."""
+    if isinstance(data, t.Mapping) and BROKEN in data:
+        raise Wrong(f"the operation {name}: {data[BROKEN]}")
+    return _validated(data, OPERATION_SPEC, f"the operation {name}")
 
 
 def validate_causes(data: t.Any, names: t.Container[str]) -> list[dict[str, t.Any]]:

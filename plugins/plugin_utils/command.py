@@ -4,12 +4,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import typing as t
 
 from ansible import constants as C
 from ansible import context
+from ansible.errors import AnsibleError
+from ansible.parsing.splitter import parse_kv
+
+# What a command says anew, or says for this run alone.
+_OF_THE_RUN = ("runbook_plan", "runbook_steps", "runbook_max_risk", "runbook_rollback_id", "runbook_override")
 
 
 def again(tags: str, extra: t.Sequence[str] = ()) -> str | None:
@@ -39,6 +45,20 @@ def again(tags: str, extra: t.Sequence[str] = ()) -> str | None:
     if arguments.get("ask_vault_pass"):
         words.append("--ask-vault-pass")
     return " ".join(shlex.quote(word) for word in [*words, *extra])
+
+
+def not_repeated() -> list[str]:
+    """The names of the variables that were given by value, which the command above leaves out."""
+    names = []
+    for given in map(str, context.CLIARGS.get("extra_vars") or ()):
+        if given.startswith("@"):
+            continue
+        try:
+            found = list(parse_kv(given)) if given[:1] not in "{[" else list(json.loads(given))
+        except (AnsibleError, ValueError, TypeError):
+            found = []
+        names += [name for name in found if name not in _OF_THE_RUN]
+    return list(dict.fromkeys(names))
 
 
 def _short(path: str) -> str:

@@ -266,6 +266,19 @@ def reached(findings: t.Sequence[Finding], levels: t.Sequence[str]) -> bool:
     return "unknown" in levels and any(item["status"] == "unknown" for item in findings)
 
 
+def page(findings: t.Sequence[Finding], after: t.Mapping[str, t.Any]) -> None:
+    """Say so in the evidence of a breach that lasts longer than its label may without somebody being paged."""
+    for item in findings:
+        limit = judge.number(after.get(item["label"])) if item["status"] == "breach" else None
+        since = seconds(str(item["evidence"].get("since"))) if limit is not None else None
+        lasted = (seconds(item["observed_at"]) or 0.0) - since if since else None
+        if limit is not None and lasted is not None and lasted >= limit:
+            item["evidence"]["page"] = (
+                f"Page the on-call engineer: {item['title']} is {item['label']} for {judge.show(lasted, 's')} by "
+                f"{item['evidence'].get('since_by')}, more than {judge.show(limit, 's')}."
+            )
+
+
 def summarise(findings: t.Sequence[Finding], causes: t.Sequence[t.Mapping[str, t.Any]]) -> str:
     """One sentence: the cause when the findings name it, else the worst of them; marks the cause's finding."""
     # A second check with an id that is taken is a mistake, and comes last.

@@ -7,6 +7,8 @@ from __future__ import annotations
 import difflib
 import typing as t
 
+# What a run can do; only the first without being asked by name.
+OURS = ("diagnose", "verify", "remediate", "rollback")
 # Untagged runs report these; any other name on the command line must be one of ours.
 _HARMLESS = ("all",)
 
@@ -15,6 +17,9 @@ def refuse_tags(
     runbook: str, ours: t.Sequence[str], run_tags: t.Sequence[str], skip_tags: t.Sequence[str]
 ) -> str | None:
     """Why these tags would leave the run without its work, or None."""
+    asked = [tag for tag in run_tags if tag in OURS]
+    if len(asked) > 1:
+        return f"--tags {','.join(asked)} asks for several things; {runbook} does one at a time."
     for tag in run_tags:
         if tag not in ours and tag not in _HARMLESS:
             near = difflib.get_close_matches(tag, ours, 1)
@@ -24,6 +29,19 @@ def refuse_tags(
         if tag in ours or tag in ("always", "all", "tagged"):
             return f"--skip-tags {tag} would leave out what {runbook} is for; name what to run with --tags instead."
     return None
+
+
+def refuse_mode(mode: str, run_tags: t.Sequence[str], skip_tags: t.Sequence[str]) -> tuple[str | None, str | None]:
+    """Why a change must not be made under these tags: an error, or under other people's tags a remark."""
+    ours = [tag for tag in run_tags if tag in OURS]
+    if len(ours) > 1:
+        return f"Nothing was changed: --tags {','.join(run_tags)} asks for several things; {mode} runs alone.", None
+    skipped = [tag for tag in skip_tags if tag in OURS or tag in ("always", "all", "tagged")]
+    if ours == [mode] and skipped:
+        return f"Nothing was changed: --skip-tags {skipped[0]} leaves out what makes {mode} safe.", None
+    if ours != [mode]:
+        return None, f"{mode} was left out: it runs only under --tags {mode}."
+    return None, None
 
 
 def cover(

@@ -20,15 +20,21 @@ def plain(text: str, _kind: str) -> str:
 
 
 def render(
-    diagnosis: t.Mapping[str, t.Any], width: int = WIDTH, paint: Paint = plain, again: str | None = None
+    diagnosis: t.Mapping[str, t.Any], width: int = WIDTH, paint: Paint = plain, remediate: str | None = None
 ) -> list[str]:
-    """The lines to print for one host."""
+    """The lines to print for one host; `remediate` is the command that applies its plan."""
     width = max(60, width)
     status = str(diagnosis["status"])
     badge = " ".join(filter(None, (status.upper(), diagnosis["label"])))
     head = f"{diagnosis['host']}  {diagnosis['runbook']}"
     lines = [f"{paint(badge, diagnosis['severity'] or status)}  {head}"]
     lines += textwrap.wrap(str(diagnosis["summary"]), width - 2, initial_indent="  ", subsequent_indent="  ")
+    pages = [item["evidence"]["page"] for item in diagnosis["findings"] if item["evidence"].get("page")]
+    if pages:
+        lines += textwrap.wrap(str(pages[0]), width - 2, initial_indent="  ", subsequent_indent="  ")
+    if remediate and diagnosis.get("plan"):
+        # To be copied, so it is not wrapped.
+        lines.append(f"  Remediate: {remediate}")
     cause = next_finding(diagnosis["findings"])
     if cause and cause["next_step"]:
         lines += textwrap.wrap(
@@ -59,8 +65,31 @@ def render(
                 initial_indent="    ",
                 subsequent_indent="      ",
             )
-    if again:
-        lines += ["", f"  Again:  {again}"]
+    if diagnosis.get("plan"):
+        lines += ["", *plan_lines(diagnosis["plan"], width, diagnosis["findings"])]
+    return lines
+
+
+def plan_lines(
+    plan: t.Mapping[str, t.Any], width: int = WIDTH, findings: t.Sequence[t.Mapping[str, t.Any]] = ()
+) -> list[str]:
+    """What would be done, step by step."""
+    titles = {item["id"]: item["title"] for item in findings}
+    count = len(plan["steps"])
+    what = "To undo" if plan.get("undo") else "Plan"
+    lines = [f"  {what} {plan['id']}: {count} step{'s' if count > 1 else ''} on {', '.join(plan['hosts'])}"]
+    for place, step in enumerate(plan["steps"], 1):
+        words = [step["risk"], "can be rolled back" if step["reversible"] else "cannot be undone"]
+        lines.append(f"  {place}. {step['title']} on {step['host']} ({', '.join(words)})")
+        because = ", ".join(titles.get(name, name) for name in step["because"])
+        for line in [*([f"Because of: {because}"] if because else []), *str(step["preview"]).splitlines()]:
+            lines += textwrap.wrap(
+                line, width - 5, initial_indent="     ", subsequent_indent="     ", break_on_hyphens=False
+            )
+        if step.get("problem"):
+            lines += textwrap.wrap(
+                f"It cannot be applied: {step['problem']}", width - 5, initial_indent="     ", subsequent_indent="     "
+            )
     return lines
 
 
@@ -111,7 +140,7 @@ def _table(findings: t.Sequence[t.Mapping[str, t.Any]], width: int, paint: Paint
     room = min(82, width - 30)
     sizes = [min(size, limit) for size, limit in zip(sizes, (8, room * 34 // 82, room * 24 // 82, room * 16 // 82))]
     left = 2 + sum(sizes) + 2 * 4
-    last = max(20, width - left)
+    last = max(10, width - left)
     lines = [("  " + "  ".join(title.ljust(size) for title, size in zip(titles, sizes)) + "  NEXT STEP").rstrip()]
     for row in rows:
         cells = [textwrap.wrap(str(row[place]), sizes[place]) or [""] for place in range(4)]

@@ -6,12 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.oncall.runbooks.plugins.module_utils.diagnose_spec import ARGUMENT_SPEC, LABELS
+from ansible_collections.oncall.runbooks.plugins.module_utils.registry import PROBES
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.checks import (
+    BROKEN,
     Wrong,
     options,
+    source_of,
+    used,
     validate_causes,
     validate_check,
     validate_checks,
+    validate_operation,
+    validate_steps,
 )
 
 HTTP = {"probe": "http", "url": "http://localhost:8000/health"}
@@ -98,9 +104,12 @@ def test_strings_of_the_command_line_become_numbers():
         ({"sources": "http"}, "the check:"),
         (
             {"sources": [{"url": "http://h"}]},
-            "source 1 names no probe; there are http, kyrodb, log, process, prometheus",
+            f"source 1 names no probe; there are {', '.join(sorted(PROBES))}",
         ),
-        ({"sources": [{"probe": "htpp"}]}, "source 1 names the unknown probe 'htpp'; there are http"),
+        (
+            {"sources": [{"probe": "htpp"}]},
+            f"source 1 names the unknown probe 'htpp'; there are {', '.join(sorted(PROBES))}",
+        ),
         ({"sources": [{"probe": ["http"]}]}, "source 1 names the unknown probe"),
         ({"sources": [{"probe": None}]}, "source 1 names the unknown probe"),
         ({"sources": [HTTP, {**HTTP, "ulr": "x"}]}, "source 2 (http) has the unknown key 'ulr'; did you mean 'url'?"),
@@ -272,7 +281,7 @@ def test_any_data_gives_sentences_and_no_traceback(data):
 
 def test_causes():
     (cause,) = validate_causes([{"breach": ["a"], "summary": "A is wrong."}], {"a", "b"})
-    assert cause == {"breach": ["a"], "ok": [], "fresh": [], "summary": "A is wrong."}
+    assert cause == {"id": None, "breach": ["a"], "ok": [], "fresh": [], "summary": "A is wrong."}
     assert validate_causes(None, set()) == []
 
 
@@ -302,3 +311,126 @@ def test_options_of_the_task():
         options({"service": "s", "checks": []}, ARGUMENT_SPEC)
     with pytest.raises(Wrong, match="timeout"):
         options({"runbook": "r", "service": "s", "checks": [], "timeout": "soon"}, ARGUMENT_SPEC)
+
+
+# --- what a service shares with its runbooks
+
+
+SHARED = [{"id": "alive", "title": "Alive", "suggests": ["restart"]}, {"id": "p99", "title": "P99"}, "no mapping"]
+
+
+def test_what_is_used_comes_from_the_service():
+    own = {"id": "mine", "title": "Mine"}
+    found = used([{"use": "alive"}, own, {"use": "p99", "title": "Mine", "unit": "s"}], SHARED, "check")
+    assert found == [SHARED[0], own, {"id": "p99", "title": "Mine", "unit": "s"}]
+    # What the service shares is the same for the next runbook.
+    assert SHARED[1] == {"id": "p99", "title": "P99"}
+    assert used(["text", None, 5], SHARED, "check") == ["text", None, 5]
+    # The same check twice, under another name.
+    assert used([{"use": "p99", "id": "p99_again"}], SHARED, "check")[0]["id"] == "p99_again"
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "says"),
+    [
+        ("aliv", SHARED, "use names 'aliv', which is no check of the service; did you mean 'alive'?"),
+        ("zzz", SHARED, "use names 'zzz', which is no check of the service; it has alive, p99"),
+        ("zzz", [], "use names 'zzz', which is no check of the service; it has none"),
+        (None, SHARED, "use names 'None', which is no check of the service"),
+        (["alive"], SHARED, "is no check of the service"),
+    ],
+)
+def test_use_of_what_the_service_does_not_have_is_that_checks_mistake(name, shared, says):
+    items = used([{"use": name}, check("other")], shared, "check")
+    assert says in items[0][BROKEN]
+    good, bad = validate_checks(items, LABELS)
+    assert [item["id"] for item in good] == ["other"]
+    assert bad[0][2].startswith(f"The check {name} is wrong: use names ")
+
+
+def test_source_of_an_operation():
+    source = source_of({"probe": "process", "port": "8000"})
+    assert (source["probe"], source["port"], source["when"]) == ("process", 8000, True)
+    with pytest.raises(Wrong, match="names the unknown probe 'proces'"):
+        source_of({"probe": "proces"})
+    with pytest.raises(Wrong, match="is like 'alive', which is no check"):
+        source_of({"like": "alive"})
+
+
+OPERATIONS = {"restart": {}, "set": {}}
+
+
+def step(name="restart_vritti", **values):
+    return {"id": name, "title": "Restart Vritti", "operation": "restart", **values}
+
+
+def test_steps_with_types_and_defaults():
+    assert validate_steps([step(), step("both", replaces="restart_vritti", params={"a": 1})], OPERATIONS) == [
+        {"id": "restart_vritti", "title": "Restart Vritti", "operation": "restart", "params": {}, "replaces": []},
+        {
+            "id": "both",
+            "title": "Restart Vritti",
+            "operation": "restart",
+            "params": {"a": 1},
+            "replaces": ["restart_vritti"],
+        },
+    ]
+    assert validate_steps([], OPERATIONS) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        (["restart"], "step 1 is str, not a mapping of keys to values"),
+        ([step(), step("x", operation=None)], "step 2: missing required arguments: operation"),
+        ([step(operation="restrat")], "step restart_vritti names 'restrat', which is no operation of the service"),
+        ([step(), step()], "two steps have the id 'restart_vritti'"),
+        ([step(parms={})], "step 1 has the unknown key 'parms'; did you mean 'params'?"),
+        ([step(replaces=["none"])], "step restart_vritti replaces 'none', which is no step of this runbook"),
+        ([step(params="a")], "step 1: "),
+        ([step(risk="safe")], "step 1 has the unknown key 'risk'"),
+        (
+            used([{"use": "restrat"}], [step("restart")], "step"),
+            "step 1: use names 'restrat', which is no step of the service",
+        ),
+    ],
+)
+def test_steps_that_are_wrong(steps, says):
+    with pytest.raises(Wrong) as caught:
+        validate_steps(steps, OPERATIONS)
+    assert says in str(caught.value)
+
+
+def test_operation_with_types_and_defaults():
+    assert validate_operation("restart", {"risk": "disruptive", "preview": "Restart $process."}) == {
+        "risk": "disruptive",
+        "preview": "Restart $process.",
+        "irreversible": "",
+        "by_hand": [],
+        "looks_by_hand": True,
+        "looks": [],
+        "requires": [],
+        "sources": {},
+        "state": [],
+        "identity": None,
+    }
+    # Known by nothing but its name, which is not the same as by all its parameters.
+    assert validate_operation("x", {"risk": "safe", "preview": "x", "identity": []})["identity"] == []
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"preview": "x"}, "the operation restart: missing required arguments: risk"),
+        ({"risk": "safe"}, "the operation restart: missing required arguments: preview"),
+        ({"risk": "harmless", "preview": "x"}, "value of risk must be one of: safe, disruptive, destructive"),
+        ({"risk": "safe", "preview": "x", "undo": "y"}, "the operation restart has the unknown key 'undo'"),
+        ({"risk": "safe", "preview": "x", "sources": ["a"]}, "the operation restart: "),
+        ({BROKEN: "vritti_unit is undefined"}, "the operation restart: vritti_unit is undefined"),
+        (None, "the operation restart is NoneType, not a mapping"),
+    ],
+)
+def test_operations_that_are_wrong(data, says):
+    with pytest.raises(Wrong) as caught:
+        validate_operation("restart", data)
+    assert says in str(caught.value)

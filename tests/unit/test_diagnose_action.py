@@ -6,7 +6,6 @@ from __future__ import annotations
 import http.server
 import json
 import os
-import stat
 import subprocess
 import sys
 import threading
@@ -62,55 +61,6 @@ def test_search():
     for wrong in ("a[", "length(a)"):
         with pytest.raises(ValueError, match=r"\w"):
             action._search(wrong, {"a": 5})
-
-
-def test_report_is_whole_at_every_moment(tmp_path):
-    """Readers during two hundred writes see one report or the other, and nothing is left over."""
-    path = str(tmp_path / "reports/high_latency/vritti-1.json")
-    texts = ["a" * 200_000, "b" * 300_000]
-    action._write(path, {"schema": SCHEMA, "text": texts[0]})
-    over = threading.Event()
-    seen: set[str] = set()
-    errors: list[Exception] = []
-
-    def read():
-        while not over.is_set():
-            try:
-                seen.add(action._previous(path)["text"])
-            except Exception as error:  # noqa: BLE001 - told below
-                errors.append(error)
-
-    readers = [threading.Thread(target=read) for _number in range(2)]
-    for reader in readers:
-        reader.start()
-    for number in range(200):
-        action._write(path, {"schema": SCHEMA, "text": texts[number % 2]})
-    over.set()
-    for reader in readers:
-        reader.join()
-    assert errors == []
-    assert seen <= set(texts)
-    assert os.listdir(os.path.dirname(path)) == ["vritti-1.json"]
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_report_has_the_mode_of_the_umask(tmp_path, umask, mode):
-    before = os.umask(umask)
-    try:
-        action._write(str(tmp_path / "x.json"), {})
-        assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == mode
-        assert os.umask(umask) == umask
-    finally:
-        os.umask(before)
-
-
-def test_report_that_cannot_be_written_leaves_nothing(tmp_path):
-    (tmp_path / "x.json").mkdir()
-    with pytest.raises(OSError, match=r"\w"):
-        action._write(str(tmp_path / "x.json"), {})
-    with pytest.raises(TypeError):
-        action._write(str(tmp_path / "y.json"), {"a": object()})
-    assert os.listdir(tmp_path) == ["x.json"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"schema": "other/1"}'])

@@ -18,6 +18,7 @@ from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import (
     judge_all,
     judge_check,
     overall,
+    page,
     reached,
     summarise,
 )
@@ -535,3 +536,25 @@ def test_capped_leaves_the_evidence_of_breaches_where_it_can():
     assert len(small["findings"]) == 21
     assert small["findings"][-1]["evidence"] == {"worst": "/search"}
     assert small["findings"][0]["evidence"] == {}
+
+
+@pytest.mark.parametrize(
+    ("since", "says"),
+    [
+        (
+            "2026-11-24T02:40:00Z",
+            "Page the on-call engineer: a is P1 for 20 min by a server, more than 15 min.",
+        ),
+        ("2026-11-24T02:45:01Z", None),
+        (None, None),
+    ],
+)
+def test_a_breach_that_lasts_is_to_be_paged(since, says):
+    def lasting(label):
+        evidence = {"since": since, "since_by": "a server"} if since else {}
+        return finding("a", "a", "2026-11-24T03:00:00Z", status="breach", label=label, evidence=evidence)
+
+    late, other = lasting("P1"), lasting("P2")
+    page([late, other], {"P1": 900})
+    assert late["evidence"].get("page") == says
+    assert "page" not in other["evidence"]

@@ -8,12 +8,18 @@ from ansible import context
 from ansible.utils.context_objects import CLIArgs
 
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.command import again
-from ansible_collections.oncall.runbooks.plugins.plugin_utils.preflight import cover, refuse_hosts, refuse_tags, some
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.preflight import (
+    cover,
+    refuse_hosts,
+    refuse_mode,
+    refuse_tags,
+    some,
+)
 
 OURS = ["diagnose", "verify", "remediate", "rollback"]
 
 
-@pytest.mark.parametrize("tags", [["all"], ["diagnose"], ["diagnose", "verify"], []])
+@pytest.mark.parametrize("tags", [["all"], ["diagnose"], ["verify"], ["rollback"], []])
 def test_tags_that_are_ours(tags):
     assert refuse_tags("high_latency", OURS, tags, []) is None
 
@@ -37,6 +43,44 @@ def test_tags_that_are_not(tags, says):
 def test_skipping_what_the_run_is_for(tag):
     said = refuse_tags("high_latency", OURS, ["all"], ["mine", tag])
     assert said.startswith(f"--skip-tags {tag} would leave out what high_latency is for")
+
+
+@pytest.mark.parametrize("tags", [["remediate", "rollback"], ["diagnose", "remediate"], ["all", "verify", "rollback"]])
+def test_one_thing_at_a_time(tags):
+    said = refuse_tags("high_latency", OURS, tags, [])
+    named = ",".join(tag for tag in tags if tag in OURS)
+    assert said == f"--tags {named} asks for several things; high_latency does one at a time."
+
+
+@pytest.mark.parametrize("mode", ["remediate", "rollback"])
+def test_change_under_its_own_tag(mode):
+    assert refuse_mode(mode, [mode], []) == (None, None)
+    # Somebody's own tags beside it are theirs.
+    assert refuse_mode(mode, [mode, "mine"], ["theirs"]) == (None, None)
+
+
+@pytest.mark.parametrize("mode", ["remediate", "rollback"])
+@pytest.mark.parametrize(
+    "tags", [["all"], ["never"], ["mine"], ["diagnose"], ["verify"], ["all", "never"], ["tagged"], []]
+)
+def test_change_is_left_out_under_any_other_tag(mode, tags):
+    assert refuse_mode(mode, tags, []) == (None, f"{mode} was left out: it runs only under --tags {mode}.")
+
+
+@pytest.mark.parametrize("mode", ["remediate", "rollback"])
+def test_change_together_with_something_else_is_refused(mode):
+    for other in OURS:
+        if other != mode:
+            refused, remark = refuse_mode(mode, [mode, other], [])
+            assert refused == f"Nothing was changed: --tags {mode},{other} asks for several things; {mode} runs alone."
+            assert remark is None
+
+
+@pytest.mark.parametrize("mode", ["remediate", "rollback"])
+@pytest.mark.parametrize("skipped", [*OURS, "always", "all", "tagged"])
+def test_change_without_what_makes_it_safe_is_refused(mode, skipped):
+    refused, remark = refuse_mode(mode, [mode], ["mine", skipped])
+    assert (refused, remark) == (f"Nothing was changed: --skip-tags {skipped} leaves out what makes {mode} safe.", None)
 
 
 def test_skipping_a_tag_of_somebody_else():

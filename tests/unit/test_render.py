@@ -126,8 +126,45 @@ def test_only_skipped():
     assert not any("NEXT STEP" in line for line in lines)
 
 
-def test_command_to_type_again():
-    assert render(diagnosis(item("a")), again="ansible-playbook x.yml")[-1] == "  Again:  ansible-playbook x.yml"
+PLAN = {
+    "id": "20261124T0300Z-0123456789ab",
+    "hosts": ["vritti-1"],
+    "steps": [
+        {
+            "id": "restart_vritti",
+            "title": "Restart Vritti",
+            "host": "vritti-1",
+            "risk": "disruptive",
+            "reversible": False,
+            "because": ["a"],
+            "preview": "Stop it.\nThe same by hand: systemctl restart vritti",
+            "problem": None,
+        }
+    ],
+}
+
+
+def test_the_command_that_remediates_is_the_third_line():
+    lines = render(
+        {**diagnosis(item("a", "breach", "P1")), "plan": PLAN}, remediate="ansible-playbook x.yml " + "y" * 200
+    )
+    assert lines[2] == "  Remediate: ansible-playbook x.yml " + "y" * 200
+
+
+def test_the_plan_is_shown_step_by_step():
+    lines = render({**diagnosis(item("a", "breach", "P1")), "plan": PLAN})
+    text = "\n".join(lines)
+    assert (
+        "  Plan 20261124T0300Z-0123456789ab: 1 step on vritti-1\n"
+        "  1. Restart Vritti on vritti-1 (disruptive, cannot be undone)\n" in text
+    )
+    assert text.endswith("     Stop it.\n     The same by hand: systemctl restart vritti")
+
+
+def test_whom_to_page_is_said_before_what_to_type():
+    late = {**item("a", "breach", "P1"), "evidence": {"page": "Page the on-call engineer."}}
+    lines = render({**diagnosis(late), "plan": PLAN}, remediate="x")
+    assert lines[2:4] == ["  Page the on-call engineer.", "  Remediate: x"]
 
 
 WORDS = st.lists(st.text("abcdefghij", min_size=1, max_size=9), max_size=25).map(" ".join)

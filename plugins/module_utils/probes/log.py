@@ -75,16 +75,24 @@ def describe(source: t.Mapping[str, t.Any]) -> str:
 
 def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Take the window that several checks may share, and calculate from the lines that match."""
-    path = _resolve(context, source["path"])
+    path, window, now = recent(context, source["path"], source["window"])
+    reading = _Reading(source, window, now)
+    reading.take()
+    return reading.result(path)
+
+
+def recent(context: Context, path: str, seconds: float) -> tuple[str, loglines.Window, float]:
+    """The file or unit that a path stands for, its lines of these seconds, and when that was."""
+    path = _resolve(context, path)
     now = time.time()
 
     def read() -> loglines.Window:
         if path.startswith(JOURNAL):
-            return _journal(context, path[len(JOURNAL) :], source["window"], now)
-        return loglines.read_window(path, now - source["window"], MAX_BYTES, time.monotonic() + context.timeout)
+            return _journal(context, path[len(JOURNAL) :], seconds, now)
+        return loglines.read_window(path, now - seconds, MAX_BYTES, time.monotonic() + context.timeout)
 
     try:
-        window = context.once(("log", path, source["window"]), read)
+        window = context.once(("log", path, seconds), read)
     except PermissionError:
         raise NoAnswer(
             f"The log {path} may not be read by {procfs.user(os.geteuid())}; run with -b.", "permission"
@@ -93,9 +101,7 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         raise NoAnswer(f"The log {path} does not exist.", "no data") from None
     except OSError as error:
         raise NoAnswer(f"The log {path} cannot be read: {error.strerror}.", "error") from None
-    reading = _Reading(source, window, now)
-    reading.take()
-    return reading.result(path)
+    return path, window, now
 
 
 def _resolve(context: Context, path: str) -> str:
@@ -129,9 +135,12 @@ def _journal(context: Context, unit: str, seconds: float, now: float) -> logline
     status, output, errors = context.run(command)
     if status == 124:
         raise NoAnswer(f"journalctl --unit={unit} does not end within {context.timeout:g} s.", "timeout")
+    if not status and not output:
+        # With --output=cat, journalctl keeps to itself that it may not see them.
+        status, output, errors = context.run([*command[:3], f"--unit={unit}", "--lines=0", "--no-pager"])
     if status or "insufficient permissions" in errors or "not seeing messages" in errors:
         said = errors.strip().splitlines()
-        why = said[-1] if said else f"status {status}"
+        why = said[0].removeprefix("Hint: ").rstrip(".") if said else f"status {status}"
         raise NoAnswer(f"The journal of {unit} cannot be read ({why}); run with -b.", "permission")
     # What journalctl says itself: -- No entries --, -- Boot … --
     lines = [line for line in output.splitlines(keepends=True) if not line.startswith("-- ")]

@@ -17,15 +17,42 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Con
 
 GPU_NODES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dri/render*")
 GPU_DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri/render")
+# The letters of proc(5), the one that wants a look first before the others.
+STATES = {
+    "Z": "zombie",
+    "X": "dead",
+    "T": "stopped",
+    "t": "traced",
+    "D": "waiting for a device",
+    "R": "running",
+    "S": "sleeping",
+    "I": "idle",
+}
+TOP = 5
 
 SPEC: dict[str, t.Any] = {
     "port": {"type": "int"},
     "unit": {"type": "str"},
     "value": {
         "type": "str",
-        "choices": ["running", "age", "memory", "cpu", "open_files", "connections", "gpu"],
+        "choices": [
+            "running",
+            "age",
+            "state",
+            "memory",
+            "memory_share",
+            "memory_growth",
+            "mapped_share",
+            "cpu",
+            "threads",
+            "open_files",
+            "open_files_share",
+            "connections",
+            "gpu",
+        ],
         "default": "running",
     },
+    "window": {"type": "float"},
     "checkout": {"type": "path"},
     "files": {"type": "list", "elements": "path", "default": []},
 }
@@ -38,6 +65,8 @@ def validate(source: t.Mapping[str, t.Any]) -> None:
         raise ValueError(f"port is {source['port']}; it goes from 1 to 65535")
     if source["value"] == "connections" and source["port"] is None:
         raise ValueError("connections are counted by port; give port")
+    if source["window"] is not None and source["window"] <= 0:
+        raise ValueError(f"window is {source['window']}; it is a number of seconds above 0")
 
 
 def describe(source: t.Mapping[str, t.Any]) -> str:
@@ -58,10 +87,16 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         if not procfs.sockets(source["port"], procfs.LISTEN):
             raise NoAnswer(f"Nothing listens on port {source['port']} of this host.", "no data")
         return {"value": len(procfs.sockets(source["port"], procfs.ESTABLISHED)), "evidence": {"port": source["port"]}}
-    found = context.once(
-        ("process", source["port"], source["unit"]),
-        lambda: procfs.unit_pids(source["unit"]) if source["unit"] else procfs.listeners(source["port"]),
-    )
+    try:
+        found = context.once(
+            ("process", source["port"], source["unit"]),
+            lambda: procfs.unit_pids(source["unit"]) if source["unit"] else procfs.listeners(source["port"]),
+        )
+    except NoAnswer as error:
+        if kind != "running" or error.kind != "permission":
+            raise
+        # That somebody listens may be seen by everybody.
+        return {"value": True, "evidence": {"port": source["port"]}, "note": str(error)}
     if not found:
         if kind == "running":
             return {
@@ -92,6 +127,7 @@ def _measure(context: Context, source: t.Mapping[str, t.Any], kind: str, found: 
         "started_at": _utc(began),
     }
     note = None
+    samples: float | None = None
     value: t.Any
     if kind == "running":
         value = True
@@ -100,25 +136,120 @@ def _measure(context: Context, source: t.Mapping[str, t.Any], kind: str, found: 
         evidence.update(_deployment(source))
     elif kind == "memory":
         value = sum(procfs.resident_bytes(pid) for pid in found)
+    elif kind == "memory_share":
+        value, note = _memory_share(found, evidence)
+    elif kind == "memory_growth":
+        value, samples = _memory_growth(context, source, found, evidence)
+    elif kind == "mapped_share":
+        value, note = _mapped_share(found, evidence)
+    elif kind == "state":
+        value = _state(found, evidence)
+    elif kind == "threads":
+        value = sum(int(procfs.status(pid)["Threads"]) for pid in found)
     elif kind == "cpu":
         value, note = _cpu(context, found)
     elif kind == "open_files":
-        value, evidence["limit"] = procfs.open_files(main)
+        value, limit = procfs.open_files(main)
+        evidence.update(limit=limit, share=round(value / limit, 4) if limit else None)
+    elif kind == "open_files_share":
+        value, note = _open_files_share(found, evidence)
     else:
         held = sorted({device for pid in found for device in procfs.devices(pid, GPU_DEVICES)})
         value = bool(held)
         evidence["devices"] = held
-    return {"value": value, "evidence": evidence, "note": note}
+    return {"value": value, "samples": samples, "evidence": evidence, "note": note}
+
+
+def _memory_share(found: list[int], evidence: dict[str, t.Any]) -> tuple[float, str | None]:
+    """Of the memory limit of their control group where it is lower than the host's memory."""
+    resident = sum(procfs.resident_bytes(pid) for pid in found)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = procfs.memory_limit(procfs.memory_groups(found[0]))
+    evidence.update(rss=resident, total=total, limit=limit)
+    if limit and limit < total:
+        return resident / limit, "of the memory limit of its control group"
+    return resident / total, None
+
+
+def _memory_growth(
+    context: Context, source: t.Mapping[str, t.Any], found: list[int], evidence: dict[str, t.Any]
+) -> tuple[float, float]:
+    """Bytes per second between two reads, and the seconds between them."""
+    window = min(source["window"] or context.sample_seconds, context.sample_seconds)
+    if window <= 0:
+        raise NoAnswer("Growth of memory needs two reads; set runbook_sample_seconds above 0.", "no data")
+
+    def measure() -> tuple[int, int, float]:
+        began = time.monotonic()
+        before = sum(procfs.resident_bytes(pid) for pid in found)
+        time.sleep(window)
+        after = sum(procfs.resident_bytes(pid) for pid in found)
+        return before, after, time.monotonic() - began
+
+    before, after, seconds = context.once(("growth", tuple(found), window), measure)
+    evidence.update(rss=after, rss_before=before, seconds=round(seconds, 1))
+    return (after - before) / seconds, seconds
+
+
+def _mapped_share(found: list[int], evidence: dict[str, t.Any]) -> tuple[float, str | None]:
+    """How much of the resident memory is files, such as a model that is mapped, and which are the largest."""
+    rows = []
+    for pid in found:
+        facts = procfs.status(pid)
+        # A process that has ended but for its entry has no memory.
+        rows.append((_kib(facts.get("VmRSS")), _kib(facts.get("RssFile")), pid))
+    resident = sum(row[0] for row in rows)
+    mapped = sum(row[1] for row in rows)
+    evidence.update(rss=resident, mapped=mapped)
+    if not resident:
+        raise NoAnswer("The process has no memory.", "no data")
+    try:
+        sizes: dict[str, int] = {}
+        path = ""
+        for line in procfs.read(f"/proc/{max(rows)[2]}/smaps").splitlines():
+            header = re.match(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)", line)
+            if header:
+                path = header[1]
+            elif line.startswith("Rss:") and path.startswith("/"):
+                sizes[path] = sizes.get(path, 0) + _kib(line.partition(":")[2])
+        largest = sorted(sizes.items(), key=lambda item: item[1], reverse=True)[:TOP]
+        evidence["largest"] = [{"path": name, "rss": size} for name, size in largest]
+    except PermissionError:
+        return mapped / resident, f"which files may not be seen by {procfs.user(os.geteuid())}; run with -b"
+    return mapped / resident, None
+
+
+def _kib(text: str | None) -> int:
+    return int(text.split()[0]) * 1024 if text else 0
+
+
+def _state(found: list[int], evidence: dict[str, t.Any]) -> str:
+    """That of the process that is worst off."""
+    letters = {pid: procfs.state(pid) or "X" for pid in found}
+    order = list(STATES)
+    worst = min(found, key=lambda pid: order.index(letters[pid]) if letters[pid] in order else len(order))
+    evidence.update(pid=worst, program=procfs.name(worst))
+    return STATES.get(letters[worst], letters[worst])
+
+
+def _open_files_share(found: list[int], evidence: dict[str, t.Any]) -> tuple[float, str | None]:
+    """Of the limit, of the process that is nearest to its own."""
+    rows = []
+    for pid in found:
+        count, limit = procfs.open_files(pid)
+        rows.append((count / limit if limit else 0.0, count, limit or 0, pid))
+    share, count, limit, pid = max(rows)
+    evidence.update(pid=pid, open_files=count, limit=limit or None)
+    return share, None if limit else "there is no limit"
 
 
 def _cpu(context: Context, found: list[int]) -> tuple[float, str | None]:
-    """Percent of one core."""
-    first, second, between = context.pair(("cpu", tuple(found)), lambda: sum(procfs.cpu_seconds(pid) for pid in found))
+    """Percent of one core, of the busiest process: one that hangs in a loop is not hidden by its idle peers."""
+    first, second, between = context.pair(("cpu", tuple(found)), lambda: list(map(procfs.cpu_seconds, found)))
     if second is not None:
-        return 100 * (second - first) / between, None
-    return 100 * first / max(
-        0.01, time.time() - procfs.started(found[0])
-    ), "average since process start, without a sample time"
+        return 100 * max(now - before for before, now in zip(first, second)) / between, None
+    shares = [100 * used / max(0.01, time.time() - procfs.started(pid)) for pid, used in zip(found, first)]
+    return max(shares), "average since process start, without a sample time"
 
 
 def _deployment(source: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

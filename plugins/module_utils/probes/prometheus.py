@@ -130,6 +130,9 @@ class _Scrape:
         if not self.after.select(self.selector, self.suffix):
             name = self.selector.name
             if self.source["unset"] is not None and (self.declared or name + self.suffix in self.after.series):
+                if self.divisor:
+                    # None of them, of as many as there were.
+                    return self._over_a_window(self._ratio)
                 return {"value": self.source["unset"], "evidence": {}, "note": f"{name} has no series yet"}
             if not self.declared and name + self.suffix not in self.after.series:
                 raise Absent(f"{without_credentials(self.source['url'])} does not export {name}.")

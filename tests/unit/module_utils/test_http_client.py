@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import threading
 import time
@@ -11,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
-from ansible_collections.oncall.runbooks.plugins.module_utils.http_client import check_url, get, without_credentials
+from ansible_collections.oncall.runbooks.plugins.module_utils.http_client import (
+    check_url,
+    get,
+    send,
+    without_credentials,
+)
 from ansible_collections.oncall.runbooks.tests.unit.module_utils import helpers
 from ansible_collections.oncall.runbooks.tests.unit.module_utils.helpers import PATIENCE, Raw, Web, drip, mute, say
 
@@ -328,3 +334,74 @@ def test_url_that_is_none_is_a_sentence(url, says):
 )
 def test_good_urls_stay(url):
     assert check_url(url) == url
+
+
+# --- requests that change something
+
+
+def take(requests, answer):
+    """Reads a whole request, keeps it, and says this."""
+
+    def serve(connection, _over):
+        with connection.makefile("rb") as stream:
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                line = stream.readline()
+                if not line:
+                    return
+                head += line
+            lines = head.decode().split("\r\n")
+            headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines[1:] if line)}
+            requests.append((lines[0], headers, stream.read(int(headers.get("content-length", 0)))))
+        connection.sendall(answer)
+
+    return serve
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+def test_body_goes_as_json(method):
+    requests = []
+    with Raw(take(requests, b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}")) as server:
+        answer = send(method, f"{server.url}/a?q=1", {"goal": "\u00fc", "k": 2}, {"X-Key": "one"})
+    assert (answer.status, answer.body) == (201, b"{}")
+    ((line, headers, body),) = requests
+    assert line == f"{method} /a?q=1 HTTP/1.1"
+    assert (headers["content-type"], headers["x-key"]) == ("application/json", "one")
+    assert json.loads(body) == {"goal": "\u00fc", "k": 2}
+
+
+@pytest.mark.parametrize("body", [None, {}])
+def test_content_type_is_there_whatever_the_body(body):
+    requests = []
+    with Raw(take(requests, b"HTTP/1.1 204 No Content\r\n\r\n")) as server:
+        assert send("DELETE", server.url, body).status == 204
+    assert requests[0][1]["content-type"] == "application/json"
+    assert requests[0][2] == (b"" if body is None else b"{}")
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 500 Oh\r\nContent-Length: 9\r\n\r\nno"])
+def test_nothing_is_sent_twice(answer):
+    requests = []
+    with Raw(take(requests, answer)) as server:
+        with pytest.raises(NoAnswer) as caught:
+            send("POST", f"{server.url}/capture", {})
+        assert server.count == 1
+    assert len(requests) == 1
+    assert str(caught.value).startswith(f"POST {server.url}/capture: ")
+
+
+def test_answer_that_does_not_come_to_a_post():
+    with Raw(mute) as server, pytest.raises(NoAnswer) as caught:
+        send("POST", server.url, {}, timeout=0.3)
+    assert caught.value.kind == "timeout"
+    assert str(caught.value).startswith("POST ")
+
+
+@pytest.mark.parametrize("key", ["s3cret\r\nX-More: 1", "s3cret\u20ac"])
+def test_header_that_cannot_be_sent_is_not_shown(web, key):
+    with pytest.raises(NoAnswer) as caught:
+        send("POST", web.url, {}, {"X-API-Key": key})
+    assert "s3cret" not in str(caught.value)
+    assert "cannot be sent" in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert web.requests == []

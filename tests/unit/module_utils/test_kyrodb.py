@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
+from concurrent import futures
 
 import grpc
 import pytest
@@ -18,6 +20,7 @@ from ansible_collections.oncall.runbooks.tests.unit.module_utils.helpers import 
     PATIENCE,
     Raw,
     context,
+    field,
     health_bytes,
     kyrodb_server,
     look,
@@ -335,7 +338,141 @@ def test_address_in_its_parts():
     assert kyrodb.Endpoint("a:1", http_url="http://b:2").observability_url == "http://b:2"
 
 
+# --- snapshots and single documents
+
+# One of v0.1.0's, larger than a float can tell from its neighbours.
+EPISODE = 388_123_456_789_012_345
+
+
+@contextlib.contextmanager
+def rpc_server(rpc, answer):
+    """A server with this one RPC, which answers raw bytes; its address, and the calls with their metadata."""
+    calls = []
+
+    def respond(request, call):
+        calls.append((request, dict(call.invocation_metadata())))
+        return answer(request, call) if callable(answer) else answer
+
+    server = grpc.server(futures.ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+    methods = {rpc: grpc.unary_unary_rpc_method_handler(respond)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(kyrodb.SERVICE, methods),))
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    try:
+        yield f"localhost:{port}", calls
+    finally:
+        server.stop(None).wait(PATIENCE)
+
+
+def test_snapshot():
+    written = field(1, 1) + field(3, "/data/snapshot_3.snap") + field(4, 12) + field(5, 2**40)
+    with rpc_server("CreateSnapshot", written) as (address, calls):
+        seen = kyrodb.create_snapshot(kyrodb.Endpoint(address, api_key=KEY))
+    assert seen == {"path": "/data/snapshot_3.snap", "documents": 12, "size_bytes": 2**40}
+    # The path must be empty, and an empty field is not sent.
+    assert [(request, metadata["x-api-key"]) for request, metadata in calls] == [(b"", KEY)]
+
+
+def test_delete():
+    with rpc_server("Delete", field(1, 1) + field(3, 1)) as (address, calls):
+        assert kyrodb.delete(kyrodb.Endpoint(address), EPISODE, "acme:failures") is True
+    assert calls[0][0] == field(1, EPISODE) + field(2, "acme:failures")
+    with rpc_server("Delete", field(1, 1)) as (address, _calls):
+        assert kyrodb.delete(kyrodb.Endpoint(address), EPISODE, "acme:failures") is False
+
+
+def test_metadata_of_a_document():
+    found = field(1, 1) + field(2, EPISODE) + b"".join(field(4, field(1, n) + field(2, v)) for n, v in [("a", "b")])
+    with rpc_server("Query", found) as (address, calls):
+        assert kyrodb.metadata_of(kyrodb.Endpoint(address), EPISODE, "acme:failures") == {"a": "b"}
+    assert calls[0][0] == field(1, EPISODE) + field(3, "acme:failures")
+    with rpc_server("Query", field(2, EPISODE)) as (address, _calls):
+        assert kyrodb.metadata_of(kyrodb.Endpoint(address), EPISODE, "acme:failures") is None
+
+
+CALLS = {
+    "CreateSnapshot": kyrodb.create_snapshot,
+    "Delete": lambda endpoint, timeout=5.0: kyrodb.delete(endpoint, 1, "acme:failures", timeout),
+    "Query": lambda endpoint, timeout=5.0: kyrodb.metadata_of(endpoint, 1, "acme:failures", timeout),
+}
+
+
+@pytest.mark.parametrize(
+    ("rpc", "answer", "says"),
+    [
+        ("CreateSnapshot", field(2, "disk\nfull"), "has written no snapshot: disk full."),
+        ("CreateSnapshot", b"", "has written no snapshot and does not say why."),
+        ("Delete", field(2, "writes disabled"), "does not delete document 1: writes disabled."),
+        ("Query", field(6, "tier is gone"), "does not look up document 1: tier is gone."),
+    ],
+)
+def test_refusal_inside_of_an_answer(rpc, answer, says):
+    with rpc_server(rpc, answer) as (address, _calls), pytest.raises(NoAnswer) as caught:
+        CALLS[rpc](kyrodb.Endpoint(address, api_key=KEY))
+    assert str(caught.value) == f"KyroDB at {address} {says}"
+
+
+@pytest.mark.parametrize("rpc", CALLS)
+@pytest.mark.parametrize(
+    ("code", "kind", "says"),
+    [
+        (grpc.StatusCode.FAILED_PRECONDITION, "error", "with FAILED_PRECONDITION: no data_dir."),
+        (grpc.StatusCode.PERMISSION_DENIED, "authentication", "with this API key."),
+        (grpc.StatusCode.UNAUTHENTICATED, "authentication", "refuses the API key"),
+    ],
+)
+def test_refusal_by_a_status(rpc, code, kind, says):
+    def refuse(_request, call):
+        call.abort(code, "no data_dir")
+
+    with rpc_server(rpc, refuse) as (address, calls), pytest.raises(NoAnswer) as caught:
+        CALLS[rpc](kyrodb.Endpoint(address, api_key=KEY))
+    assert caught.value.kind == kind
+    assert says in str(caught.value)
+    assert KEY not in str(caught.value)
+    assert len(calls) == 1, "nothing is repeated"
+
+
+@pytest.mark.parametrize("rpc", CALLS)
+def test_calls_end_with_their_time(rpc):
+    with rpc_server(rpc, sleeps) as (address, _calls), pytest.raises(NoAnswer) as caught:
+        CALLS[rpc](kyrodb.Endpoint(address), timeout=0.5)
+    assert caught.value.kind == "timeout"
+    assert f"does not answer {rpc} within 0.5 s" in str(caught.value)
+
+
+def test_endpoint_of_options():
+    options = {name: entry.get("default") for name, entry in kyrodb.CONNECTION_SPEC.items()}
+    endpoint = kyrodb.endpoint_of({**options, "address": "db:50051", "tls": True, "more": 1}, KEY)
+    assert endpoint == kyrodb.Endpoint("db:50051", api_key=KEY, tls=True)
+    with pytest.raises(ValueError, match="is not host:port"):
+        kyrodb.endpoint_of({**options, "address": "db"}, None)
+    with pytest.raises(ValueError, match="has no scheme"):
+        kyrodb.endpoint_of({**options, "address": "db:50051", "http_url": "db:51051"}, None)
+
+
 # --- without grpcio
+
+WITHOUT_CALLS = """
+import sys
+sys.modules[sys.argv[1]] = None
+from ansible_collections.oncall.runbooks.plugins.module_utils import kyrodb
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
+at = kyrodb.Endpoint(sys.argv[2])
+for call, document in ((kyrodb.create_snapshot, ()), (kyrodb.delete, (1, "")), (kyrodb.metadata_of, (1, ""))):
+    try:
+        call(at, *document)
+    except NoAnswer as error:
+        sys.stdout.write(f"{error.kind}: {error}\\n")
+"""
+
+
+@pytest.mark.parametrize("package", ["grpc", "google.protobuf"])
+def test_nothing_stands_in_for_calls_that_change_something(web, package):
+    said = helpers.python(WITHOUT_CALLS, package, f"localhost:{web.port}").splitlines()
+    assert said == [f"missing: {package} is not installed on the target; install grpcio and protobuf there."] * 3
+    assert web.requests == []
+
 
 WITHOUT = """
 import json, sys

@@ -398,6 +398,12 @@ def test_journal_is_asked_for_one_unit(monkeypatch, tmp_path):
     ("script", "kind", "says"),
     [
         ("echo 'No journal files were opened due to insufficient permissions.' >&2; exit 1", "permission", "-b"),
+        # As it is for a user outside of the group systemd-journal: --output=cat silences the hint.
+        (
+            "case \"$*\" in *--output=cat*) ;; *) echo 'Hint: You are currently not seeing messages.' >&2;; esac",
+            "permission",
+            r"cannot be read \(You are currently not seeing messages\); run with -b",
+        ),
         ("sleep 30", "timeout", "does not end within 0.3 s"),
         (None, "missing", "journalctl is not installed"),
     ],

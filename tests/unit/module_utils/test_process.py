@@ -7,6 +7,7 @@ import calendar
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -160,6 +161,152 @@ def test_open_files_and_their_limit():
     assert seen["evidence"]["limit"] == 200
 
 
+def test_share_of_the_limit_of_open_files():
+    code = (
+        "import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))\n"
+        "child = os.fork()\n"
+        "held = [open('/dev/null') for _n in range(50 if child else 100)]\n"
+        "print(1, flush=True); sys.stdin.read(); child and os.kill(child, 9)"
+    )
+    with child(code, lines=3) as (pid, port):
+        seen = look("process", port=port, value="open_files")
+        assert seen["evidence"]["share"] == pytest.approx(seen["value"] / 200, abs=0.001)
+        worst = look("process", port=port, value="open_files_share")
+        assert worst["evidence"]["pid"] in procfs.children(pid)
+        for other in procfs.children(pid):
+            os.kill(other, 9)
+    assert 0.5 <= worst["value"] < 0.6
+    assert worst["value"] == worst["evidence"]["open_files"] / worst["evidence"]["limit"]
+
+
+HOLDING = "held = b'x' * 100_000_000; print('held', flush=True); sys.stdin.read()"
+
+
+def test_share_of_the_hosts_memory_or_of_a_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr(procfs, "CGROUP", str(tmp_path))
+    with child(HOLDING, lines=2) as (pid, port):
+        seen = look("process", port=port, value="memory_share")
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        assert seen["value"] == pytest.approx(procfs.resident_bytes(pid) / total, rel=0.05)
+        assert (seen["evidence"]["limit"], seen["note"]) == (None, None)
+        (tmp_path / "memory.max").write_text("200000000\n")
+        (tmp_path / "memory").mkdir()
+        (tmp_path / "memory/memory.limit_in_bytes").write_text("200000000\n")
+        seen = look("process", port=port, value="memory_share")
+    assert 0.5 < seen["value"] < 0.8
+    assert seen["evidence"]["limit"] == 200_000_000
+    assert seen["note"] == "of the memory limit of its control group"
+
+
+GROWING = """
+held = []
+while True:
+    held.append(b"x" * 1_000_000)
+    time.sleep(0.01)
+"""
+
+
+def test_growth_of_memory():
+    with child("import time" + GROWING) as (_pid, port):
+        seen = look("process", context(sample_seconds=0.5), port=port, value="memory_growth")
+    assert seen["value"] > 1_000_000
+    evidence = seen["evidence"]
+    assert seen["samples"] >= 0.5
+    assert seen["value"] == pytest.approx((evidence["rss"] - evidence["rss_before"]) / seen["samples"])
+    with child("sys.stdin.read()") as (_pid, port):
+        assert look("process", context(sample_seconds=0.3), port=port, value="memory_growth")["value"] < 1_000_000
+
+
+def test_growth_of_memory_within_a_window():
+    """A window is never longer than the sample time, for which the whole diagnosis waits."""
+    with child("sys.stdin.read()") as (_pid, port):
+        for window, least in ((0.2, 0.2), (3600.0, 0.4)):
+            at = context(sample_seconds=0.4)
+            assert look("process", at, port=port, value="memory_growth", window=window)["samples"] >= least
+        with pytest.raises(NoAnswer, match="needs two reads; set runbook_sample_seconds above 0") as caught:
+            look("process", port=port, value="memory_growth")
+    assert caught.value.kind == "no data"
+
+
+MAPPING = """
+import mmap
+with open(sys.argv[1], "rb") as file:
+    held = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+sum(held[place] for place in range(0, len(held), 4096))
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_share_of_files_in_the_memory(tmp_path):
+    model = tmp_path / "the model.bin"
+    model.write_bytes(b"x" * 100_000_000)
+    code = MAPPING.replace("sys.argv[1]", repr(str(model)))
+    with child(code, lines=2) as (_pid, port):
+        seen = look("process", port=port, value="mapped_share")
+    assert seen["value"] > 0.8
+    assert seen["evidence"]["mapped"] <= seen["evidence"]["rss"]
+    assert seen["evidence"]["largest"][0]["path"] == str(model)
+    assert seen["evidence"]["largest"][0]["rss"] == pytest.approx(100_000_000, rel=0.01)
+    with child(HOLDING, lines=2) as (_pid, port):
+        assert look("process", port=port, value="mapped_share")["value"] < 0.3
+
+
+def test_a_process_that_is_stopped():
+    with child("sys.stdin.read()") as (pid, port):
+        os.kill(pid, signal.SIGSTOP)
+        for _attempt in range(200):
+            seen = look("process", port=port, value="state")
+            if seen["value"] == "stopped":
+                break
+            time.sleep(0.02)
+        assert seen["value"] == "stopped"
+        assert seen["evidence"]["pid"] == pid
+        # It still listens, which is all that one sees from outside.
+        assert look("process", port=port)["value"] is True
+        os.kill(pid, signal.SIGCONT)
+        for _attempt in range(200):
+            if look("process", port=port, value="state")["value"] == "sleeping":
+                break
+            time.sleep(0.02)
+        assert look("process", port=port, value="state")["value"] == "sleeping"
+
+
+def test_the_state_is_that_of_the_worker_that_is_worst_off():
+    with child("worker = os.fork(); print(worker, flush=True); sys.stdin.read()", lines=2) as (pid, port):
+        worker = next(iter(procfs.children(pid)))
+        os.kill(worker, signal.SIGSTOP)
+        for _attempt in range(200):
+            seen = look("process", port=port, value="state")
+            if seen["value"] == "stopped":
+                break
+            time.sleep(0.02)
+        os.kill(worker, signal.SIGKILL)
+    assert (seen["value"], seen["evidence"]["pid"]) == ("stopped", worker)
+
+
+def test_a_zombie():
+    # It listens no more, so only a control group still has it: here, the group's part is played by its number.
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        for _attempt in range(500):
+            if procfs.state(ended.pid) == "Z":
+                break
+            time.sleep(0.02)
+        evidence = {}
+        assert process._state([os.getpid(), ended.pid], evidence) == "zombie"
+        assert evidence["pid"] == ended.pid
+
+
+def test_threads():
+    code = (
+        "import threading\n"
+        "for _n in range(5): threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "print(1, flush=True); sys.stdin.read()"
+    )
+    with child(code, lines=2) as (_pid, port):
+        assert look("process", port=port, value="threads")["value"] == 6
+
+
 def test_gpu_is_a_device_that_is_open():
     with child("held = open('/dev/null'); print(1, flush=True); sys.stdin.read()") as (pid, port):
         while procfs.devices(pid, ("/dev/null",)) != ["/dev/null"]:
@@ -197,11 +344,10 @@ def test_arguments_are_not_shown():
 LOCKED = "import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0); print(1, flush=True)\nsys.stdin.read()"
 
 
-@pytest.mark.parametrize("value", ["running", "memory", "open_files"])
-def test_process_of_somebody_else(value):
-    """A process that has made itself undumpable hides its files from everybody but root."""
+def look_as_nobody(value):
+    """What is seen of a process that has made itself undumpable, which hides its files from everybody but root."""
     with child(LOCKED) as (_pid, port):
-        said = helpers.python(
+        return port, helpers.python(
             """
             import sys
             from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
@@ -215,6 +361,17 @@ def test_process_of_somebody_else(value):
             port,
             value,
         )
+
+
+def test_anybody_sees_that_somebody_listens():
+    port, said = look_as_nobody("running")
+    assert said.startswith(f"{{'value': True, 'evidence': {{'port': {port}}}")
+    assert "run with -b" in said
+
+
+@pytest.mark.parametrize("value", ["age", "memory", "open_files"])
+def test_process_of_somebody_else(value):
+    port, said = look_as_nobody(value)
     assert said.startswith(f"permission Port {port} is listened on by a process of ")
     assert said.endswith("run with -b.")
 
@@ -360,6 +517,7 @@ def test_output_of_a_process(tmp_path):
         ({"port": 0}, "port is 0; it goes from 1 to 65535"),
         ({"port": 65536}, "port is 65536"),
         ({"unit": "x", "value": "connections"}, "connections are counted by port; give port"),
+        ({"port": 1, "value": "memory_growth", "window": 0}, "window is 0; it is a number of seconds above 0"),
     ],
 )
 def test_mistakes(values, says):

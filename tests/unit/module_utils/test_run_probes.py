@@ -9,6 +9,7 @@ import types
 
 import pytest
 
+from ansible_collections.oncall.runbooks.plugins.module_utils import run_probes
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.registry import PROBES
 from ansible_collections.oncall.runbooks.plugins.module_utils.run_probes import run
@@ -172,7 +173,7 @@ def test_probe_that_raises_takes_nothing_else_down(page, monkeypatch):
     def broken(_context, _source, _check):
         raise RuntimeError("a bug")
 
-    monkeypatch.setitem(PROBES, "broken", types.SimpleNamespace(look=broken))
+    monkeypatch.setattr(run_probes, "PROBES", {**PROBES, "broken": types.SimpleNamespace(look=broken)})
     results = run([check("a", {"probe": "broken"}, page("/then")), check("b", page("/b"))], context())
     assert outcomes(results) == {"a": ["no_answer", "value"], "b": ["value"]}
     assert results["a"]["looks"][0]["note"] == "The probe broken broke: RuntimeError: a bug."
@@ -185,7 +186,7 @@ def test_what_a_probe_says_reaches_the_look(monkeypatch, error, outcome):
     def raises(_context, _source, _check):
         raise error
 
-    monkeypatch.setitem(PROBES, "raises", types.SimpleNamespace(look=raises))
+    monkeypatch.setattr(run_probes, "PROBES", {**PROBES, "raises": types.SimpleNamespace(look=raises)})
     (look,) = run([check("a", {"probe": "raises"})], context())["a"]["looks"]
     assert (look["outcome"], look["note"], look["value"]) == (outcome, str(error), None)
     assert look.get("kind") == ("permission" if outcome == "no_answer" else None)
@@ -195,7 +196,9 @@ def test_what_a_probe_says_reaches_the_look(monkeypatch, error, outcome):
 def endless(monkeypatch):
     """A probe that does not end before the test does."""
     over = threading.Event()
-    monkeypatch.setitem(PROBES, "endless", types.SimpleNamespace(look=lambda *_arguments: over.wait(60)))
+    monkeypatch.setattr(
+        run_probes, "PROBES", {**PROBES, "endless": types.SimpleNamespace(look=lambda *_arguments: over.wait(60))}
+    )
     yield {"probe": "endless"}
     over.set()
 

@@ -1,0 +1,98 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Probe git: how many commits of the last days touch a part of a checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import typing as t
+
+from ansible_collections.oncall.runbooks.plugins.module_utils import procfs, services
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
+from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
+from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mask_text
+
+MOST = 50
+SHOWN = 5
+SUBJECT = 200
+# A repository's own configuration may name programs to run, and a partial clone fetches what it lacks.
+HARMLESS = (
+    "--no-pager", "--no-optional-locks", "--literal-pathspecs",
+    "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null",
+    "-c", "log.showSignature=false", "-c", "protocol.allow=never",
+)  # fmt: skip
+
+SPEC: dict[str, t.Any] = {
+    "path": {"type": "str"},
+    "under": {"type": "list", "elements": "str", "default": []},
+    "seconds": {"type": "float", "default": 604800.0},
+}
+RULES: dict[str, t.Any] = {}
+
+
+def validate(source: t.Mapping[str, t.Any]) -> None:
+    """Raise ValueError with a sentence for what the types cannot say."""
+    if source["seconds"] <= 0:
+        raise ValueError(f"seconds is {source['seconds']}; it is a number above 0")
+
+
+def describe(source: t.Mapping[str, t.Any]) -> str:
+    """What is looked at, as the finding names it."""
+    return " ".join(["git", source["path"] or "no checkout", *source["under"]])
+
+
+def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Count the commits, and name the newest."""
+    path, under = source["path"], list(source["under"])
+    if not path:
+        raise Absent("No checkout is known.")
+    tool = shutil.which("git")
+    if tool is None:
+        raise NoAnswer(f"The commits of {path} cannot be listed: git is not installed.", "missing")
+    # What git cannot read as a time it takes for now.
+    since = services.utc(max(86400.0, time.time() - source["seconds"]))
+    # Of coreutils, for the module's run_command has no deadline.
+    command = [shutil.which("timeout") or "/usr/bin/timeout", str(context.timeout), tool, *HARMLESS, "-C", path, "log"]
+    command += [f"--since={since}", "--format=%h%x09%cI%x09%s", f"--max-count={MOST}", "--", *(under or ["."])]
+    status, output, errors = context.run(command)
+    if status:
+        _explain(context, path, status, errors)
+    commits = [line.split("\t", 2) for line in output.splitlines()]
+    notes = [f"{name} does not exist in {path}" for name in under if not os.path.lexists(os.path.join(path, name))]
+    if len(commits) == MOST:
+        notes.append(f"{MOST} or more")
+    return {
+        "value": len(commits),
+        "evidence": {
+            "since": since,
+            "commits": [
+                {"commit": commit, "date": date, "subject": mask_text(subject)[:SUBJECT]}
+                for commit, date, subject in commits[:SHOWN]
+            ],
+        },
+        "note": "; ".join(notes) or None,
+    }
+
+
+def _explain(context: Context, path: str, status: int, errors: str) -> t.NoReturn:
+    """Raise what git's refusal means."""
+    said = errors.strip().splitlines()
+    user = procfs.user(os.geteuid())
+    if status == 124:
+        raise NoAnswer(f"git log in {path} does not end within {context.timeout:g} s.", "timeout")
+    if "dubious ownership" in errors or "unsafe repository" in errors:
+        raise NoAnswer(
+            f"git does not trust {path}, which does not belong to {user}: run git config --global --add safe.directory "
+            f"{path} as {user}, or run with -b and the owner as --become-user.",
+            "permission",
+        )
+    folder = os.path.join(path, ".git")
+    if "Permission denied" in errors or (os.path.lexists(folder) and not os.access(folder, os.R_OK | os.X_OK)):
+        raise NoAnswer(f"{path} may not be read by {user}; run with -b.", "permission")
+    if not os.path.isdir(path):
+        raise NoAnswer(f"{path} is no folder; correct the path of the checkout.", "no data")
+    if "not a git repository" in errors and not os.path.lexists(folder):
+        raise Absent(f"{path} is no checkout: it was deployed without .git.")
+    raise NoAnswer(f"git log in {path} fails: {mask_text(said[0]) if said else f'status {status}'}.")
