@@ -21,7 +21,7 @@ help: ## list the targets
 
 venv: .venv/.test ## the virtual environment with everything in it
 
-demo: .venv/.demo ## start the lab, make KyroDB slow, diagnose it
+demo: .venv/.demo ## start the lab, break it, diagnose, remediate, verify, roll back
 	@$(BIN)/python scripts/demo.py
 
 lab: .venv/.demo ## start the lab

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Start the lab, make KyroDB slow, and diagnose it: what an engineer would type, with the typing done."""
+"""Start the lab, break it, diagnose, remediate, verify, roll back: what an engineer would type, typed."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,7 +15,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(".venv/bin")
 LAB = [str(BIN / "python"), "-m", "lab"]
-DIAGNOSE = [str(BIN / "ansible-playbook"), "playbooks/high_latency.yml", "--tags", "diagnose", "-i", "inventories/lab"]
+PLAYBOOK = str(BIN / "ansible-playbook")
+INVENTORY = ["-i", "inventories/lab"]
+# The lab has settled within a second.
+QUICK = ["-e", "runbook_settle_seconds=1"]
+CONNECTION = [PLAYBOOK, "playbooks/kyrodb_connection_failure.yml", *INVENTORY, "--tags"]
+LATENCY = [PLAYBOOK, "playbooks/high_latency.yml", *INVENTORY, "--tags"]
+WORKERS = ["-e", "runbook_steps=scale_workers", "-e", "vritti_workers=2"]
 
 METRICS = "http://127.0.0.1:18000/metrics"  # the lab's Vritti at its default port, as in inventories/lab
 ENOUGH_REQUESTS = 30  # a percentile of fewer says little
@@ -41,19 +48,48 @@ def answered() -> float:
     return sum(map(float, counts))
 
 
-def main() -> None:
-    run([*LAB, "up"])
-    run([*LAB, "break", "vritti", "kyrodb-slow"])
-    print("\n... customers are using it ...", flush=True)
+def say(text: str) -> None:
+    print(f"\n... {text} ...", flush=True)
+
+
+def used() -> None:
+    """Wait until customers have sent enough requests to say something."""
     before, deadline = answered(), time.monotonic() + PATIENCE
     while answered() < before + ENOUGH_REQUESTS and time.monotonic() < deadline:
         time.sleep(0.25)
-    run(DIAGNOSE)
+
+
+def plan(runbook: str) -> str:
+    """The id in the last report, which the diagnosis has printed on its third line."""
+    report = json.loads((ROOT / "reports" / runbook / "vritti-lab.json").read_text())
+    return str(report["plan"]["id"])
+
+
+def record() -> str:
+    """The id of the last remediation, which its run has printed."""
+    records = sorted((ROOT / ".lab" / "runbooks" / "records").glob("*.json"))
+    return records[-1].stem
+
+
+def main() -> None:
+    run([*LAB, "up"])
+    run([*LAB, "break", "vritti", "breaker-stuck"])
+    say("customers are using it")
+    used()
+    run([*CONNECTION, "diagnose"])
+    say("the third line is what to type")
+    run([*CONNECTION, "remediate", "-e", f"runbook_plan={plan('kyrodb_connection_failure')}", *QUICK])
+    run([*CONNECTION, "verify"])
+    say("a step that can be undone: more workers, asked for by name")
+    run([*LATENCY, "diagnose", *WORKERS])
+    run([*LATENCY, "remediate", *WORKERS, "-e", f"runbook_plan={plan('high_latency')}", *QUICK, "--diff"])
+    run([*LATENCY, "rollback", "-e", f"runbook_rollback_id={record()}", "--diff"])
     print("\nWhat to type next:")
     for command, effect in (
-        ([*LAB, "heal"], "KyroDB is fast again"),
-        (DIAGNOSE, "diagnose once more"),
         ([*LAB, "faults"], "what else can be broken"),
+        ([*LAB, "break", "vritti", "kyrodb-slow"], "for example"),
+        ([*LATENCY, "diagnose"], "and see"),
+        ([PLAYBOOK, "playbooks/check_timeline.yml"], "whether the record is whole"),
         (["make", "lab-down"], "stop the lab"),
     ):
         print(f"  {' '.join(command)}    # {effect}")

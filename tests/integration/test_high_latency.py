@@ -56,6 +56,7 @@ def under_traffic(lab: RunningLab, requests: int = 40) -> None:
     eventually(lambda: served(lab) >= before + requests, f"{requests} requests")
 
 
+@pytest.mark.both_ends
 def test_a_healthy_host_is_healthy(lab: RunningLab, tmp_path: Path) -> None:
     under_traffic(lab)
     run = diagnose(tmp_path, where(lab), sample_seconds=3)
@@ -126,6 +127,7 @@ def test_the_breaker_survives_twenty_diagnoses(faults: RunningLab, tmp_path: Pat
     assert any("Circuit breaker OPENED" in line for line in faults.log[began:])
 
 
+@pytest.mark.both_ends
 def test_json_is_as_the_contract_says(lab: RunningLab, tmp_path: Path) -> None:
     diagnosis = diagnose(tmp_path, where(lab)).diagnosis()
     assert tuple(diagnosis) == DIAGNOSIS_KEYS
@@ -194,6 +196,7 @@ def test_tls_and_key_of_kyrodb(tmp_path: Path) -> None:
             assert "kyro_wrong_secret_value" not in told
 
 
+@pytest.mark.both_ends
 def test_by_collection_name_from_anywhere(lab: RunningLab, tmp_path: Path) -> None:
     command = [
         "ansible-playbook",
@@ -220,6 +223,7 @@ def test_check_mode_and_a_second_run_change_nothing(lab: RunningLab, tmp_path: P
         assert "HEALTHY  vritti-lab" in run.output
 
 
+@pytest.mark.both_ends
 def test_the_runner_gets_text_and_statistics(lab: RunningLab, tmp_path: Path) -> None:
     """As AWX runs it: ansible-runner sets a callback of its own, and reads what set_stats hands on."""
     finished: Any = ansible_runner.run(
@@ -247,6 +251,7 @@ def test_fail_on_reddens_the_run(faults: RunningLab, tmp_path: Path, levels: str
     assert run.diagnosis()["label"] == "P2"
 
 
+@pytest.mark.both_ends
 def test_several_hosts_are_ranked(lab: RunningLab, tmp_path: Path) -> None:
     good = dict(lab.inventory)
     hosts = {"good": good, "bad": {**good, "kyrodb_text_address": "127.0.0.1:9"}}
