@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the host itself says, as root: main processes of units, the settings' hash, Vritti's environment, the records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+UNITS = ("vritti", "kyrodb-text", "kyrodb-image")
+SETTINGS = Path("/etc/vritti/vritti.env")
+RECORDS = Path("/var/lib/oncall-runbooks/records")
+
+
+def main_pid(unit: str) -> str:
+    command = ["systemctl", "show", "--property=MainPID", "--value", unit]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+pids = {unit: main_pid(unit) for unit in UNITS}
+said = {
+    "pids": pids,
+    "settings": hashlib.sha256(SETTINGS.read_bytes()).hexdigest(),
+    "runs_with": [] if pids["vritti"] == "0" else Path(f"/proc/{pids['vritti']}/environ").read_text().split("\0"),
+    "records": [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))],
+    "memory_kib": int(Path("/proc/meminfo").read_text().split()[1]),
+}
+json.dump(said, sys.stdout)
