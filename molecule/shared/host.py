@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the host itself says, as root: main processes of units, the settings' hash, Vritti's environment, the records."""
+"""What the host itself says, as root: main processes, the settings' hash, Vritti's environment, the records"""
 
 from __future__ import annotations
 
