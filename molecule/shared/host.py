@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the host itself says, as root: main processes, the settings' hash, Vritti's environment, the records"""
+"""What the host itself says, as root: the units' main processes, the settings' hash, Vritti's environment, records."""
 
 from __future__ import annotations
 

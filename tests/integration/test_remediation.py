@@ -103,7 +103,7 @@ def test_a_stuck_breaker_is_diagnosed_mended_and_verified(operator: Operator, la
     assert "The same by hand:" in plan["steps"][0]["preview"]
     line = diagnosed.output.splitlines()[3]
     assert line.startswith("  Remediate: ansible-playbook ")
-    assert f"--tags remediate -i ../lab0/inventory.yml -e runbook_plan={plan['id']}" in line
+    assert f"--tags remediate -i ../{lab.data_dir.name}/inventory.yml -e runbook_plan={plan['id']}" in line
     # Values that were typed are not repeated, and named.
     assert line.endswith("# and your -e for runbook_sample_seconds, runbook_settle_seconds, runbook_state_dir")
 
