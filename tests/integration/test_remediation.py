@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -16,11 +17,13 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.oncall.runbooks.plugins.module_utils import timeline
 from tests.integration.lab_helpers import RunningLab, eventually, running_lab
 from tests.integration.playbook_helpers import BIN, REPOSITORY, Run, ansible, hashes, inventory
 
 HOST = "vritti-lab"
 KEY = "a-key-for-the-timeline-0123456789"
+CONNECTIONS = Path(__file__).resolve().parent / "connection_plugins"
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +307,56 @@ def test_a_killed_run_never_lies_and_can_be_undone(operator: Operator, lab: Runn
         after = operator.run("high_latency", "diagnose")
         assert after.findings()["unfinished_remediation"]["status"] == "ok", after.output
     assert len(seen) > 1, "every moment was alike, so they tell little"
+
+
+@pytest.mark.parametrize("how", ["killed", "lost"])
+def test_a_run_that_is_cut_after_any_call_can_go_on_or_be_undone(operator: Operator, lab: RunningLab, how: str) -> None:
+    """The controller dies, or the host is gone, when a module has done its work and nobody has heard of it yet."""
+    before = settings(lab)
+    asked = ["-e", "runbook_steps=reduce_search_default_k"]
+    plan = operator.plan("high_latency", *asked)
+    apply = [*asked, "-e", f"runbook_plan={plan}"]
+    seen = set()
+    # The first call is the look of the diagnosis.
+    for number in itertools.count(2):
+        counter = operator.directory / "calls"
+        counter.write_bytes(b"")
+        cut = {"ANSIBLE_CONNECTION_PLUGINS": str(CONNECTIONS), "ONCALL_CUT": f"{how}:{number}:{counter}"}
+        run = operator.run("high_latency", "remediate", *apply, "-e", "ansible_connection=cut", **cut)
+        if counter.stat().st_size < number:
+            assert run.status == 0, run.output
+            operator.run("high_latency", "rollback", "-e", f"runbook_rollback_id={operator.records[-1]['id']}")
+            break
+        assert run.status == (-signal.SIGKILL if how == "killed" else 4), run.output
+        record, changed = operator.records[-1], settings(lab) != before
+        (step,) = record["steps"]
+        seen.add((record["state"], step["state"], changed))
+        told = operator.run("high_latency", "diagnose").findings()["unfinished_remediation"]
+        assert told["status"] == ("breach" if record["state"] == "running" else "ok")
+        if told["status"] == "breach":
+            assert record["id"] in json.dumps(told["evidence"])
+        if changed:
+            assert (step["state"], step["before"]) != ("planned", None)
+        if number % 2 and record["state"] == "running":
+            again = operator.run("high_latency", "remediate", *apply)
+            assert again.status == 0, again.output
+            assert "goes on with remediation" in again.output
+            assert settings(lab) == before + "SEARCH_DEFAULT_K=5\n"
+            assert (operator.records[-1]["id"], operator.records[-1]["state"]) == (record["id"], "verified")
+        undone = operator.run("high_latency", "rollback", "-e", f"runbook_rollback_id={record['id']}")
+        assert undone.status == 0, undone.output
+        assert settings(lab) == before
+        assert undone.findings()["unfinished_remediation"]["status"] == "ok"
+        assert lab.get("/health/liveness").status == 200
+    assert seen >= {
+        ("running", "planned", False),
+        ("running", "running", False),
+        ("running", "running", True),
+        ("running", "done", True),
+        ("running", "verified", True),
+    }
+    verified = timeline.verify(str(operator.directory / "records" / "timeline.jsonl"), KEY.encode())
+    assert verified.ok, verified.problems
 
 
 def test_an_interrupted_run_goes_on_with_the_same_plan(operator: Operator, lab: RunningLab) -> None:
