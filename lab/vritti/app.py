@@ -335,6 +335,8 @@ def _memory_routes(service: Service) -> APIRouter:
     async def capture_episode(body: Episode, customer: Customer, tier: str | None, wants_reflection: bool) -> Any:
         if tier is not None and tier not in REFLECTION_TIERS:
             raise HTTPException(400, f"Invalid tier: {tier}. Must be one of {', '.join(REFLECTION_TIERS)}")
+        if tier is not None and service.settings.is_head and not service.settings.llm_api_key:
+            raise HTTPException(400, "Tier override requires reflection service to be enabled")
         try:
             answer = await service.episodes.capture(body, customer.customer_id, wants_reflection)
         except Exception as error:

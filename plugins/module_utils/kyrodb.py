@@ -51,6 +51,8 @@ MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
     "HealthResponse": (*HEALTH_FIELDS, ("components", 3, "map")),
     "MetricsRequest": (),
     "MetricsResponse": METRICS_FIELDS,
+    "ConfigRequest": (),
+    "ConfigResponse": (("embedding_dimension", 8, "uint64"),),
     "SnapshotRequest": (("path", 1, "string"),),
     "SnapshotResponse": (
         ("success", 1, "bool"),
@@ -395,6 +397,15 @@ def ask(
                 # Health is the answer; missing numbers are said, they do not undo it.
                 seen["note"] = str(error)
     return seen
+
+
+def dimension(endpoint: Endpoint, timeout: float = 5.0) -> int:
+    """How long the vectors are that the instance takes."""
+    with _Connection(endpoint, timeout) as connection:
+        found = int(connection.call("GetConfig", "Config").embedding_dimension)
+    if not found:
+        raise NoAnswer(f"KyroDB at {endpoint.address} does not say which dimension its vectors have.", "no data")
+    return found
 
 
 def create_snapshot(endpoint: Endpoint, timeout: float = 60.0) -> dict[str, t.Any]:

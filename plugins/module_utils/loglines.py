@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 WINDOW = "window"
+UNTIMED = "lines after the last one with a time"
 _BLOCK = 256 * 1024
 _ACCESS = re.compile(
     r"(?P<level>[A-Z]+):\s+(?P<client_host>\S+):\d+ - "
@@ -39,12 +40,14 @@ class Window:
 def read_window(path: str, start: float, max_bytes: int, deadline: float) -> Window:
     """The whole lines since `start`, found by reading blocks from the end. A last line still being written is left out.
 
-    Lines without a time belong to the one before them that has one.
+    Lines without a time belong to the one before them that has one. Where only such lines are left of what was written
+    since `start`, all of them are taken, and the window says so: some may be older, and none is missed.
     """
     pieces: list[bytes] = []
     bound = "start of the log"
     with open(path, "rb") as file:
         at = end = file.seek(0, os.SEEK_END)
+        written = os.fstat(file.fileno()).st_mtime
         while at > 0:
             if end - at >= max_bytes:
                 bound = f"last {max_bytes // 1024 // 1024} MiB, which are all that is read"
@@ -67,7 +70,13 @@ def read_window(path: str, start: float, max_bytes: int, deadline: float) -> Win
     text = data.decode("utf-8", "replace").replace("\r\n", "\n")
     if bound == WINDOW or start_is_in(text, start):
         bound = WINDOW
-        text = _cut(text, start)
+        whole, text = text, _cut(text, start)
+        if not text and written >= start:
+            # Vritti that warns of its settings logs no INFO lines: hours of access lines and no time.
+            last = _last_time(whole)
+            text = whole[last[1] :]
+            if text:
+                return Window(text, last[0], UNTIMED)
     return Window(text, time_of(text), bound)
 
 
@@ -84,6 +93,14 @@ def _cut(text: str, start: float) -> str:
         if moment is not None and moment >= start:
             return text[text.rfind("\n", 0, found.start()) + 1 :]
     return ""
+
+
+def _last_time(text: str) -> tuple[float | None, int]:
+    """The last time in the text, and where the line after it begins."""
+    moment, end = None, 0
+    for found in _TIME.finditer(text):
+        moment, end = seconds(found["json"] or found["plain"]), found.end()
+    return moment, text.find("\n", end) + 1
 
 
 def matching(text: str, pattern: re.Pattern[str]) -> t.Iterator[str]:

@@ -176,6 +176,19 @@ def resident_bytes(pid: int) -> int:
     return int(read(f"/proc/{pid}/statm").split()[1]) * _PAGE
 
 
+def memory_bytes(pids: t.Sequence[int]) -> int:
+    """What processes have in memory; of several, what they share is counted once where that may be seen."""
+    if len(pids) > 1:
+        try:
+            rollups = [read(f"/proc/{pid}/smaps_rollup") for pid in pids]
+            shares = [re.search(r"^Pss: +(\d+) kB$", text, re.MULTILINE) for text in rollups]
+            if all(shares):
+                return sum(int(found[1]) * 1024 for found in shares if found)
+        except OSError:
+            pass
+    return sum(map(resident_bytes, pids))
+
+
 def name(pid: int) -> str:
     """The program's name. Its arguments may hold secrets and are not read."""
     try:

@@ -7,7 +7,9 @@ A process is what has this PID and this start time; never what matches a pattern
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import time
 import typing as t
 from dataclasses import dataclass, field
@@ -163,8 +165,28 @@ def _of_process(subject: t.Mapping[str, t.Any]) -> Service:
     if pid is None and found:
         pid = main_of(found)
     if pid is None:
+        starting = None if pid_file else _starting(subject)
+        if starting:
+            began = procfs.started(starting)
+            text = f"PID {starting} ({procfs.name(starting)}), which does not listen on port {port} yet"
+            return Service(
+                "process",
+                "starting",
+                pid=starting,
+                started=began,
+                ticks=procfs.start_ticks(starting),
+                problem=f"{subject['name']} seems to be starting: PID {starting} runs its command since {utc(began)} "
+                f"and does not listen on port {port} yet; wait for it, or end it by hand.",
+                text=f"{text}, running since {utc(began)}",
+            )
         what = f"nothing listens on port {port}" if port else f"{pid_file} names no running process"
-        return Service("process", "stopped", text=f"{subject['name']} ({what})", by_hand=_start_by_hand(subject))
+        unknown = (
+            f"{subject['name']} does not run ({what}), and nothing says how it is started; set its command or unit."
+        )
+        problem = None if subject.get("command") else unknown
+        return Service(
+            "process", "stopped", problem=problem, text=f"{subject['name']} ({what})", by_hand=_start_by_hand(subject)
+        )
     started = procfs.started(pid)
     return Service(
         "process",
@@ -176,6 +198,28 @@ def _of_process(subject: t.Mapping[str, t.Any]) -> Service:
         text=f"PID {pid} ({procfs.name(pid)}) {named}, running since {utc(started)}",
         by_hand=[f"kill -TERM {pid}", *_start_by_hand(subject)],
     )
+
+
+def _starting(subject: t.Mapping[str, t.Any]) -> int | None:
+    """The process that runs the service's command already. It is recognised by that, and never sent a signal."""
+    try:
+        command = shlex.split(subject.get("command") or "")
+    except ValueError:
+        return None
+    if len(command) < 2:
+        # One word, such as a program without arguments, is too little to know it by.
+        return None
+    own = {os.getpid(), *procfs.ancestors(os.getpid())}
+    for pid in sorted(set(procfs.pids()) - own):
+        with contextlib.suppress(OSError):
+            # A script's interpreter stands before it.
+            if procfs.command_line(pid)[-len(command) :] != command:
+                continue
+            with contextlib.suppress(PermissionError):
+                if subject.get("directory") and not os.path.samefile(f"/proc/{pid}/cwd", subject["directory"]):
+                    continue
+            return pid
+    return None
 
 
 def _start_by_hand(subject: t.Mapping[str, t.Any]) -> list[str]:

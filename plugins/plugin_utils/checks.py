@@ -65,6 +65,8 @@ STEP_SPEC: dict[str, t.Any] = {
     "operation": {"type": "str", "required": True},
     "params": {"type": "dict", "default": {}},
     "replaces": {"type": "list", "elements": "str", "default": []},
+    # Higher than the operation's own, where these parameters make it so.
+    "risk": {"type": "str", "choices": RISKS},
 }
 OPERATION_SPEC: dict[str, t.Any] = {
     "risk": {"type": "str", "choices": RISKS, "required": True},

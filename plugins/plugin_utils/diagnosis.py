@@ -148,7 +148,7 @@ def judge_check(
     if threshold is not None:
         label = threshold["label"]
         base.update(status="breach", label=label, severity=severities[label], suggests=check["suggests"])
-        if threshold.get("for_seconds"):
+        if threshold.get("for_seconds") or evidence.get("history"):
             evidence["crossed"] = {key: item for key, item in threshold.items() if item is not None}
     return base
 
@@ -214,22 +214,26 @@ def _lasting(item: Finding, before: Finding | None) -> None:
     since, by = None, None
     if history and crossed:
         since, by = _unbroken(history, crossed), "the Prometheus server"
-    elif before and before.get("status") == "breach":
+    # One that has become worse is that bad since now.
+    elif before and before.get("status") == "breach" and _rank({**item, **before}) <= _rank(item):
         then = seconds(str(before.get("observed_at"))) or 0.0
         if 0 <= now - then <= CONTINUOUS_SECONDS:
             since, by = (before.get("evidence") or {}).get("since") or before.get("observed_at"), "earlier diagnoses"
     if since:
         evidence["since"], evidence["since_by"] = since, by
-    if crossed:
+    if crossed and crossed.get("for_seconds"):
         needed = judge.show(crossed["for_seconds"], "s")
-        if since is None:
-            evidence["duration"] = (
-                f"not established; the runbook asks for {needed}: diagnose again, or set runbook_prometheus_url"
-            )
-        else:
-            lasted = now - (seconds(since) or now)
-            less = "" if lasted >= crossed["for_seconds"] else f", less than the {needed} that the runbook asks for"
-            evidence["duration"] = f"at least {judge.show(lasted, 's')} by {by}{less}"
+        lasted = now - (seconds(since) or now) if since else 0.0
+        less = "" if lasted >= crossed["for_seconds"] else f", less than the {needed} that the runbook asks for"
+        evidence["duration"] = (
+            f"at least {judge.show(lasted, 's')} by {by}{less}"
+            if since
+            else f"not established; the runbook asks for {needed}: diagnose again, or set runbook_prometheus_url"
+        )
+        if item["suggests"] and lasted < crossed["for_seconds"]:
+            # Nothing is changed for what may be over in a moment.
+            item["suggests"] = []
+            evidence["duration"] += "; its steps are proposed once it has lasted that long"
 
 
 def _unbroken(history: t.Sequence[t.Sequence[float]], threshold: t.Mapping[str, t.Any]) -> str | None:

@@ -97,7 +97,7 @@ def step(
         "id": data["id"],
         "title": data["title"],
         "host": host,
-        "risk": operation["risk"],
+        "risk": max(data.get("risk") or operation["risk"], operation["risk"], key=RISKS.index),
         "reversible": not irreversible,
         "because": because,
         "preview": "\n".join(lines),
@@ -119,9 +119,7 @@ def told(look: t.Mapping[str, t.Any]) -> tuple[str, str | None]:
     if look.get("outcome") != "value":
         # What only root may see is no hindrance: the operation runs as root.
         return f"not seen ({note.rstrip('.')})", None if look.get("kind") == "permission" else note
-    if evidence.get("state") == "missing":
-        return str(evidence.get("text") or "missing"), note or str(evidence.get("text"))
-    return str(evidence.get("text") or judge.show(look.get("value"))), None
+    return str(evidence.get("text") or judge.show(look.get("value"))), evidence.get("problem")
 
 
 def fingerprint(runbook: str, steps: t.Sequence[Step]) -> str:

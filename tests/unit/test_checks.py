@@ -365,15 +365,10 @@ def step(name="restart_vritti", **values):
 
 
 def test_steps_with_types_and_defaults():
+    rest = {"title": "Restart Vritti", "operation": "restart", "risk": None}
     assert validate_steps([step(), step("both", replaces="restart_vritti", params={"a": 1})], OPERATIONS) == [
-        {"id": "restart_vritti", "title": "Restart Vritti", "operation": "restart", "params": {}, "replaces": []},
-        {
-            "id": "both",
-            "title": "Restart Vritti",
-            "operation": "restart",
-            "params": {"a": 1},
-            "replaces": ["restart_vritti"],
-        },
+        {"id": "restart_vritti", "params": {}, "replaces": [], **rest},
+        {"id": "both", "params": {"a": 1}, "replaces": ["restart_vritti"], **rest},
     ]
     assert validate_steps([], OPERATIONS) == []
 
@@ -388,7 +383,7 @@ def test_steps_with_types_and_defaults():
         ([step(parms={})], "step 1 has the unknown key 'parms'; did you mean 'params'?"),
         ([step(replaces=["none"])], "step restart_vritti replaces 'none', which is no step of this runbook"),
         ([step(params="a")], "step 1: "),
-        ([step(risk="safe")], "step 1 has the unknown key 'risk'"),
+        ([step(risk="none")], "step 1: value of risk must be one of: safe, disruptive, destructive"),
         (
             used([{"use": "restrat"}], [step("restart")], "step"),
             "step 1: use names 'restrat', which is no step of the service",

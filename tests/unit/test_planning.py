@@ -139,8 +139,8 @@ def test_preview_is_filled_in_with_what_was_seen():
     [
         ({"outcome": "no_answer", "note": "No unit."}, "not seen (No unit)", "No unit."),
         ({"outcome": "no_answer", "note": "Not allowed.", "kind": "permission"}, "not seen (Not allowed)", None),
-        ({"outcome": "value", "evidence": {"state": "missing"}, "note": "It is gone."}, "missing", "It is gone."),
-        ({"outcome": "value", "evidence": {"state": "missing", "text": "no unit x"}}, "no unit x", "no unit x"),
+        ({"outcome": "value", "value": "missing", "evidence": {"problem": "It is gone."}}, "missing", "It is gone."),
+        ({"outcome": "value", "evidence": {"problem": "Gone.", "text": "no unit x"}}, "no unit x", "Gone."),
         ({"outcome": "value", "value": 0.25, "evidence": {}}, "0.25", None),
     ],
 )

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Probe git: how many commits of the last days touch a part of a checkout."""
+"""Probe git: how many commits of the last days touch a part of a checkout, and which were the last to do so."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Con
 from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mask_text
 
 MOST = 50
-SHOWN = 5
+SHOWN = 10
 SUBJECT = 200
-# A repository's own configuration may name programs to run, and a partial clone fetches what it lacks.
+# A repository's own configuration may name programs to run, and a partial clone fetches what it lacks. With these it
+# does neither, so that one which belongs to the service's user may be read.
 HARMLESS = (
     "--no-pager", "--no-optional-locks", "--literal-pathspecs",
     "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null",
-    "-c", "log.showSignature=false", "-c", "protocol.allow=never",
+    "-c", "log.showSignature=false", "-c", "protocol.allow=never", "-c", "safe.directory=*",
 )  # fmt: skip
 
 SPEC: dict[str, t.Any] = {
     "path": {"type": "str"},
+    "port": {"type": "int"},
     "under": {"type": "list", "elements": "str", "default": []},
     "seconds": {"type": "float", "default": 604800.0},
 }
@@ -40,40 +42,61 @@ def validate(source: t.Mapping[str, t.Any]) -> None:
 
 def describe(source: t.Mapping[str, t.Any]) -> str:
     """What is looked at, as the finding names it."""
-    return " ".join(["git", source["path"] or "no checkout", *source["under"]])
+    where = source["path"] or (f"folder of port {source['port']}" if source["port"] else "no checkout")
+    return " ".join(["git", where, *source["under"]])
 
 
 def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Count the commits, and name the newest."""
-    path, under = source["path"], list(source["under"])
+    under = list(source["under"])
+    path = source["path"] or _folder_of(context, source["port"])
     if not path:
         raise Absent("No checkout is known.")
     tool = shutil.which("git")
     if tool is None:
         raise NoAnswer(f"The commits of {path} cannot be listed: git is not installed.", "missing")
     # What git cannot read as a time it takes for now.
-    since = services.utc(max(86400.0, time.time() - source["seconds"]))
+    since = max(86400.0, time.time() - source["seconds"])
     # Of coreutils, for the module's run_command has no deadline.
-    command = [shutil.which("timeout") or "/usr/bin/timeout", str(context.timeout), tool, *HARMLESS, "-C", path, "log"]
-    command += [f"--since={since}", "--format=%h%x09%cI%x09%s", f"--max-count={MOST}", "--", *(under or ["."])]
+    command = [shutil.which("timeout") or "/usr/bin/timeout", str(context.timeout), tool, *HARMLESS, "-C", path]
+    command += ["log", "--format=%h%x09%ct%x09%s", f"--max-count={MOST}", "--", *(under or ["."])]
     status, output, errors = context.run(command)
     if status:
         _explain(context, path, status, errors)
     commits = [line.split("\t", 2) for line in output.splitlines()]
+    recent = sum(1 for _commit, date, _subject in commits if float(date) >= since)
     notes = [f"{name} does not exist in {path}" for name in under if not os.path.lexists(os.path.join(path, name))]
-    if len(commits) == MOST:
+    if recent == MOST:
         notes.append(f"{MOST} or more")
     return {
-        "value": len(commits),
+        "value": recent,
         "evidence": {
-            "since": since,
+            "checkout": path,
+            "since": services.utc(since),
             "commits": [
-                {"commit": commit, "date": date, "subject": mask_text(subject)[:SUBJECT]}
+                {"commit": commit, "date": services.utc(float(date)), "subject": mask_text(subject)[:SUBJECT]}
                 for commit, date, subject in commits[:SHOWN]
             ],
         },
         "note": "; ".join(notes) or None,
     }
+
+
+def _folder_of(context: Context, port: int | None) -> str | None:
+    """The folder in which what listens on a port was started, where that may be seen."""
+    if not port:
+        return None
+    try:
+        found = context.once(("process", port, None), lambda: procfs.listeners(port))
+        return os.readlink(f"/proc/{found[0]}/cwd") if found else None
+    except NoAnswer as error:
+        # A guess at where a checkout may be, not one that somebody named.
+        raise Absent(f"{error} Or name the checkout.") from None
+    except OSError as error:
+        raise Absent(
+            f"The folder of what listens on port {port} may not be seen ({error.strerror}); run with -b, or name the "
+            "checkout."
+        ) from None
 
 
 def _explain(context: Context, path: str, status: int, errors: str) -> t.NoReturn:

@@ -41,6 +41,7 @@ SPEC: dict[str, t.Any] = {
     "seconds": {"type": "float", "default": 3600.0},
     "port": {"type": "int"},
     "unit": {"type": "str"},
+    "victims": {"type": "str", "default": ""},
 }
 RULES: dict[str, t.Any] = {"required_if": [("value", "firewall", ("port",))]}
 
@@ -51,6 +52,10 @@ def validate(source: t.Mapping[str, t.Any]) -> None:
         raise ValueError(f"port is {source['port']}; it goes from 1 to 65535")
     if source["seconds"] <= 0:
         raise ValueError(f"seconds is {source['seconds']}; it is a number above 0")
+    try:
+        re.compile(source["victims"])
+    except re.error as error:
+        raise ValueError(f"victims is {source['victims']!r}, which is no regular expression ({error})") from None
     if not source["paths"]:
         raise ValueError("paths is empty; name at least one path")
 
@@ -339,12 +344,19 @@ def _oom_kills(context: Context, source: t.Mapping[str, t.Any]) -> dict[str, t.A
     log = context.once(("kernel log", seconds), lambda: _kernel_log(context, seconds))
     if log:
         evidence["window"] = f"{seconds:g} s"
-        evidence["victims"] = [
-            {"pid": pid, "name": name, "at": services.utc(at)} for at, pid, name in reversed(log.victims[-TOP:])
-        ]
+        wanted = [victim for victim in log.victims if re.search(source["victims"], victim[2])]
+        others = [victim for victim in log.victims if victim not in wanted]
+        for key, victims in (("victims", wanted), ("other_victims", others)):
+            if victims or key == "victims":
+                evidence[key] = [
+                    {"pid": pid, "name": name, "at": services.utc(at)} for at, pid, name in reversed(victims[-TOP:])
+                ]
+        if others:
+            names = ", ".join(dict.fromkeys(name for _at, _pid, name in others[-TOP:]))
+            notes.append(f"the kernel also killed {names}, which is not this service's")
         if log.note:
             notes.append(log.note)
-        return {"value": len(log.victims), "evidence": evidence, "note": "; ".join(notes) or None}
+        return {"value": len(wanted), "evidence": evidence, "note": "; ".join(notes) or None}
     if evidence.get("since_boot") == 0:
         notes.append("none since boot; the kernel log was not read")
         return {"value": 0, "evidence": evidence, "note": "; ".join(notes)}

@@ -12,7 +12,11 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.http_client import
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 
 SPEC: dict[str, t.Any] = {
-    "value": {"type": "str", "choices": ["answers", "status", "wal", "latency", "p99"], "default": "status"},
+    "value": {
+        "type": "str",
+        "choices": ["answers", "status", "wal", "latency", "p99", "dimension"],
+        "default": "status",
+    },
     "samples": {"type": "int", "default": 3},
     "secret_api_key": {"type": "str"},
     **kyrodb.CONNECTION_SPEC,
@@ -33,7 +37,8 @@ def validate(source: t.Mapping[str, t.Any]) -> None:
 
 def describe(source: t.Mapping[str, t.Any]) -> str:
     """What is looked at, as the finding names it."""
-    return f"kyrodb {source['address']} {'Metrics p99_latency_ms' if source['value'] == 'p99' else 'Health'}"
+    calls = {"p99": "Metrics p99_latency_ms", "dimension": "GetConfig embedding_dimension"}
+    return f"kyrodb {source['address']} {calls.get(source['value'], 'Health')}"
 
 
 def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -44,6 +49,9 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         **{key: source[key] for key in kyrodb.CONNECTION_SPEC},
     )
     kind = source["value"]
+    if kind == "dimension":
+        found = context.once(("dimension", endpoint), lambda: kyrodb.dimension(endpoint, context.timeout))
+        return {"value": found, "evidence": {"address": source["address"]}}
     try:
         seen = context.once(("kyrodb", endpoint), lambda: kyrodb.ask(endpoint, context.timeout, source["samples"]))
     except NoAnswer as error:

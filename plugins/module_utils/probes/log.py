@@ -12,7 +12,7 @@ import typing as t
 from collections import Counter
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import judge, loglines, procfs
-from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mask_text
 
@@ -118,9 +118,12 @@ def _resolve(context: Context, path: str) -> str:
         if error.kind != "permission":
             raise
         # This is a guess at where the log may be, not a log that somebody named.
-        raise Absent(f"{error} Or name the log.") from None
+        raise NoAnswer(f"{error} Or name the log.", "no data") from None
     if not path:
-        raise Absent(f"The output of what listens on port {port} goes neither to a file nor to the journal.")
+        raise NoAnswer(
+            f"The output of what listens on port {port} goes neither to a file nor to the journal; name the log.",
+            "no data",
+        )
     return path
 
 
@@ -171,7 +174,7 @@ class _Reading:
                 after = self.text.find("\n", starts[-1].start()) + 1
                 line = self.text[self.text.rfind("\n", 0, starts[-1].start()) + 1 : after]
                 self.text = self.text[after:] if after else ""
-                self.oldest = loglines.time_of(line) or loglines.time_of(self.text)
+                self.oldest = loglines.time_of(line) or loglines.time_of(self.text) or self.window.oldest
                 self.bound = "since"
         for line in loglines.matching(self.text, re.compile(self.source["match"])):
             self._count(line)
@@ -236,23 +239,32 @@ class _Reading:
         if kind == "quantile":
             value, samples, note = self._quantile(evidence, note)
         elif kind == "share":
-            # Nothing of anything is nothing, however little there was.
+            # Nothing of anything is nothing, however little there was; `expects` says what tells that it would show.
             value = (self.matched / self.whole if self.whole else None) if self.matched else 0.0
             samples = self.whole if self.matched else None
             evidence["whole"] = self.whole
         elif kind == "distinct":
             value = len(self.distinct)
         elif kind == "rate":
-            seconds = self.now - self.oldest if self.bound != loglines.WINDOW and self.oldest else self.source["window"]
-            value = self.matched / max(1.0, seconds)
+            value, note = self._rate(note)
         else:
             value = self.matched
         return {"value": value, "samples": samples, "evidence": evidence, "note": note}
+
+    def _rate(self, note: str | None) -> tuple[float | None, str | None]:
+        if self.bound == loglines.WINDOW:
+            return self.matched / self.source["window"], note
+        if self.oldest is None:
+            # None in any time is none.
+            return (None, "no line carries a time, so a rate is not known") if self.matched else (0.0, note)
+        return self.matched / max(1.0, self.now - self.oldest), note
 
     def _quantile(self, evidence: dict[str, t.Any], note: str | None) -> tuple[float | None, int, str | None]:
         """The quantile, or the worst group's; fewer lines than it needs would give their maximum: nothing then."""
         wanted = self.source["quantile"]
         least = judge.least_for(wanted)
+        if self.source["of"]:
+            return self._upper_part(wanted, least, evidence, note)
         rows = sorted(
             (
                 (loglines.quantile(numbers, judge.robust(wanted, len(numbers))), len(numbers), name)
@@ -275,11 +287,32 @@ class _Reading:
             note = f"quantile {judged:.3g}, as {rows[0][1]} requests are few for {wanted:g}"
         return rows[0][0], rows[0][1], note
 
+    def _upper_part(
+        self, wanted: float, least: int, evidence: dict[str, t.Any], note: str | None
+    ) -> tuple[float | None, int, str | None]:
+        """The quantile of as many as `of` counts, where the log has only the largest of them."""
+        numbers = sorted(number for group in self.numbers.values() for number in group)
+        whole = max(self.whole, len(numbers))
+        evidence["whole"] = whole
+        if whole < least:
+            return None, whole, f"{whole} lines, and a quantile of {wanted:g} needs {least}"
+        judged = judge.robust(wanted, whole)
+        place = judged * (whole - 1) - (whole - len(numbers))
+        if place < 0:
+            return None, whole, f"the quantile {wanted:g} is among those that are not logged"
+        few = f"quantile {judged:.3g}, as {whole} requests are few for {wanted:g}" if judged < wanted else None
+        inner = place / (len(numbers) - 1) if len(numbers) > 1 else 0.0
+        return loglines.quantile(numbers, inner), whole, "; ".join(filter(None, (few, note))) or None
+
     def _covered(self) -> tuple[str, str | None]:
         if self.bound == loglines.WINDOW:
             return f"{self.source['window']:g} s", None
         if self.bound == "since":
-            return f"since the line matching {self.source['since']!r}", None
+            untimed = "no line carries a time" if self.oldest is None else None
+            return f"since the line matching {self.source['since']!r}", untimed
+        if self.bound == loglines.UNTIMED and self.oldest is not None:
+            ago = f"{max(0.0, self.now - self.oldest):.0f} s"
+            return f"{ago}: the {self.bound}", f"its lines carry no time; they are of the last {ago} at most"
         if self.oldest is None:
             return "not established", f"no line carries a time; the {self.bound} was taken whole"
         return f"{max(0.0, self.now - self.oldest):.0f} s: the {self.bound}", None

@@ -29,6 +29,8 @@ STATES = {
     "I": "idle",
 }
 TOP = 5
+# Of a younger process the average since its start is that of its start.
+LEAST_AGE = 120.0
 
 SPEC: dict[str, t.Any] = {
     "port": {"type": "int"},
@@ -135,7 +137,7 @@ def _measure(context: Context, source: t.Mapping[str, t.Any], kind: str, found: 
         value = time.time() - began
         evidence.update(_deployment(source))
     elif kind == "memory":
-        value = sum(procfs.resident_bytes(pid) for pid in found)
+        value = procfs.memory_bytes(found)
     elif kind == "memory_share":
         value, note = _memory_share(found, evidence)
     elif kind == "memory_growth":
@@ -162,7 +164,7 @@ def _measure(context: Context, source: t.Mapping[str, t.Any], kind: str, found: 
 
 def _memory_share(found: list[int], evidence: dict[str, t.Any]) -> tuple[float, str | None]:
     """Of the memory limit of their control group where it is lower than the host's memory."""
-    resident = sum(procfs.resident_bytes(pid) for pid in found)
+    resident = procfs.memory_bytes(found)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = procfs.memory_limit(procfs.memory_groups(found[0]))
     evidence.update(rss=resident, total=total, limit=limit)
@@ -248,6 +250,11 @@ def _cpu(context: Context, found: list[int]) -> tuple[float, str | None]:
     first, second, between = context.pair(("cpu", tuple(found)), lambda: list(map(procfs.cpu_seconds, found)))
     if second is not None:
         return 100 * max(now - before for before, now in zip(first, second)) / between, None
+    age = min(time.time() - procfs.started(pid) for pid in found)
+    if age < LEAST_AGE:
+        raise NoAnswer(
+            f"It runs for {age:.0f} s, in which it was busy starting; set runbook_sample_seconds above 0.", "no data"
+        )
     shares = [100 * used / max(0.01, time.time() - procfs.started(pid)) for pid, used in zip(found, first)]
     return max(shares), "average since process start, without a sample time"
 

@@ -18,6 +18,8 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.probes import http
 
 START = "process_start_time_seconds"
 TOP = 5
+# How far back a server is asked at least, so that what lasts for a quarter of an hour shows.
+HISTORY = 1200.0
 
 SPEC: dict[str, t.Any] = {
     "url": {"type": "str"},
@@ -210,11 +212,16 @@ class _Scrape:
     def _ratio(self, series: t.Callable[..., exposition.Series]) -> dict[str, t.Any]:
         part = exposition.aggregate(series(self.selector), "sum") or 0.0
         whole = exposition.aggregate(series(t.cast(exposition.Selector, self.divisor)), "sum") or 0.0
-        return {
-            "value": part / whole if whole > 0 else None,
-            "samples": whole,
-            "evidence": {"part": part, "whole": whole, "samples": int(whole)},
-        }
+        evidence: dict[str, t.Any] = {"part": part, "whole": whole, "samples": int(whole)}
+        if self.source["by"]:
+            groups = exposition.group(series(self.selector), self.source["by"])
+            counts = [(exposition.aggregate(one, "sum") or 0.0, name) for name, one in groups.items()]
+            evidence[f"by_{self.source['by']}"] = [
+                {self.source["by"]: name, "count": int(count)}
+                for count, name in sorted(counts, reverse=True)[:TOP]
+                if count
+            ]
+        return {"value": part / whole if whole > 0 else None, "samples": whole, "evidence": evidence}
 
     def _change(self) -> dict[str, t.Any]:
         if self.between:
@@ -282,19 +289,14 @@ def _ask_server(context: Context, source: t.Mapping[str, t.Any], check: t.Mappin
     if value is None:
         raise NoAnswer(f"{shown} has no data for {source['promql']!r}.", "no data")
     evidence: dict[str, t.Any] = {"series": len(series)}
-    longest = max((threshold.get("for_seconds") or 0 for threshold in check.get("thresholds") or []), default=0)
-    if longest:
-        now = time.time()
-        history = _api(
-            context,
-            source,
-            "query_range",
-            {"query": source["promql"], "start": now - 2 * longest, "end": now, "step": max(15, longest / 10)},
-        )
-        try:
-            evidence["history"] = [[int(float(at)), float(number)] for at, number in history["result"][0]["values"]][
-                -40:
-            ]
-        except (KeyError, TypeError, IndexError, ValueError):
-            evidence["history"] = []
+    asked = [threshold.get("for_seconds") or 0 for threshold in check.get("thresholds") or []]
+    back = max(HISTORY, 2 * max(asked, default=0))
+    now = time.time()
+    period = {"query": source["promql"], "start": now - back, "end": now, "step": max(15, back / 20)}
+    try:
+        history = _api(context, source, "query_range", period)
+        evidence["history"] = [[int(float(at)), float(number)] for at, number in history["result"][0]["values"]][-40:]
+    except (NoAnswer, KeyError, TypeError, IndexError, ValueError):
+        # How it is now is the answer; how long it has been so may stay open.
+        evidence["history"] = []
     return {"value": value, "evidence": evidence}

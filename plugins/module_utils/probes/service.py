@@ -39,6 +39,7 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         "manager": found.manager,
         "pid": found.pid,
         "by_hand": found.by_hand,
+        "problem": found.problem,
     }
     note = found.problem
     if found.unit:
@@ -61,8 +62,9 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         value = evidence["text"] = path or "none"
         if found.manager == "systemd" and found.state != "missing" and path not in files:
             read = f"it reads {', '.join(files)}" if files else "it reads none"
-            evidence["state"] = "missing"
-            note = f"The unit {found.unit} does not read {path} as EnvironmentFile ({read}); set the variable for it."
+            note = evidence["problem"] = (
+                f"The unit {found.unit} does not read {path} as EnvironmentFile ({read}); set the variable for it."
+            )
     elif source["value"] == "age":
         value = time.time() - found.started if found.started else None
     return {"value": value, "evidence": evidence, "note": note}

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import time
 
@@ -163,11 +164,18 @@ def build(entries):
 
 
 @settings(max_examples=400)
-@given(LINES, st.integers(-10, 3000), st.sampled_from([7, 16, 64, 200, 1 << 18]), st.sampled_from(["", "torn"]))
-def test_window_equals_a_naive_filter(tmp_path, entries, start, block, tail):
+@given(
+    LINES,
+    st.integers(-10, 3000),
+    st.sampled_from([7, 16, 64, 200, 1 << 18]),
+    st.sampled_from(["", "torn"]),
+    st.booleans(),
+)
+def test_window_equals_a_naive_filter(tmp_path, entries, start, block, tail, written):
     lines, times = build(entries)
     path = tmp_path / "log"
     path.write_bytes(("".join(f"{line}\n" for line in lines) + tail).encode())
+    os.utime(path, (START, START + start + 1 if written else START + start - 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loglines, "_BLOCK", block)
         window = loglines.read_window(str(path), START + start, 1 << 30, FAR)
@@ -175,9 +183,15 @@ def test_window_equals_a_naive_filter(tmp_path, entries, start, block, tail):
     known = [number for number in times if number is not None]
     early = not known or known[0] >= start
     wanted = [line for line, number in zip(lines, times) if (early if number is None else number >= start)]
+    kept = [number for number in known if number >= start]
+    untimed = list(itertools.takewhile(lambda line: not line.startswith('{"event'), reversed(lines)))
+    if written and known and not kept and untimed:
+        # All that may have been written since then.
+        assert window.text == "".join(f"{line}\n" for line in reversed(untimed))
+        assert (window.bound, window.oldest) == (loglines.UNTIMED, START + known[-1])
+        return
     assert window.text == "".join(f"{line}\n" for line in wanted)
     assert (window.bound == loglines.WINDOW) == (bool(known) and known[0] < start)
-    kept = [number for number in known if number >= start]
     assert window.oldest == (START + kept[0] if kept else None)
 
 

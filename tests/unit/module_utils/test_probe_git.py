@@ -6,11 +6,14 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.oncall.runbooks.plugins.module_utils import procfs, services
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 from ansible_collections.oncall.runbooks.plugins.module_utils.probes import git as probe
@@ -69,10 +72,13 @@ def everything(folder):
 def test_commits_of_the_window(checkout):
     seen = look("git", path=str(checkout))
     assert (seen["value"], seen["note"]) == (2, None)
-    assert [item["subject"] for item in seen["evidence"]["commits"]] == ["words only", "a model of yesterday"]
+    # The last ones are named, however old they are.
+    subjects = [item["subject"] for item in seen["evidence"]["commits"]]
+    assert subjects == ["words only", "a model of yesterday", "long ago"]
+    assert seen["evidence"]["checkout"] == str(checkout)
     newest = seen["evidence"]["commits"][0]
     assert git(checkout, "rev-parse", "HEAD").startswith(newest["commit"])
-    assert newest["date"] == git(checkout, "log", "-1", "--format=%cI")
+    assert newest["date"] == services.utc(float(git(checkout, "log", "-1", "--format=%ct")))
     assert look("git", path=str(checkout), seconds=60.0 * 365 * 86400)["value"] == 3
 
 
@@ -185,9 +191,28 @@ def test_git_is_not_installed(checkout, monkeypatch, tmp_path):
 def test_a_checkout_of_somebody_else(checkout, monkeypatch):
     # Git's own switch for its own tests of this refusal.
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert look("git", path=str(checkout))["value"] == 2
+    # Where git is too old to be told so on its command line.
+    monkeypatch.setattr(probe, "HARMLESS", probe.HARMLESS[:-2])
     with pytest.raises(NoAnswer, match=f"git config --global --add safe.directory {checkout} as ") as caught:
         look("git", path=str(checkout))
     assert caught.value.kind == "permission"
+
+
+def test_the_folder_of_what_listens(checkout):
+    port = helpers.free_port()
+    server = ["-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    with subprocess.Popen([sys.executable, *server], cwd=checkout, stderr=subprocess.DEVNULL) as started:
+        try:
+            deadline = time.monotonic() + helpers.PATIENCE
+            while not procfs.sockets(port, procfs.LISTEN) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            seen = look("git", port=port, under=["src/models"])
+        finally:
+            started.kill()
+    assert (seen["value"], seen["evidence"]["checkout"]) == (1, str(checkout))
+    with pytest.raises(Absent, match="No checkout is known"):
+        look("git", port=port)
 
 
 @pytest.mark.parametrize("closed", [".", ".git"])

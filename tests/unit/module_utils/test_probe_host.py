@@ -265,6 +265,16 @@ def test_victims_in_the_journal():
     assert kills(Journal(messages), seconds=10.0)["value"] == 0
 
 
+def test_victims_of_other_services_are_named_and_not_counted():
+    messages = [(300, NEW), (200, GROUP), (100, OLD)]
+    seen = kills(Journal(messages), victims="^(uvicorn|python)")
+    assert (seen["value"], [item["name"] for item in seen["evidence"]["victims"]]) == (2, ["python3", "uvicorn"])
+    assert [item["name"] for item in seen["evidence"]["other_victims"]] == ["x"]
+    assert seen["note"] == "the kernel also killed x, which is not this service's"
+    none = kills(Journal(messages), victims="^postgres")
+    assert (none["value"], none["evidence"]["victims"]) == (0, [])
+
+
 def test_the_journal_is_asked_without_a_shell_and_beyond_the_last_boot():
     journal = Journal([(300, NEW)])
     kills(journal)

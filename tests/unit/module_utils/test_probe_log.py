@@ -12,7 +12,7 @@ import time
 import pytest
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import loglines
-from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.probes import log
 from ansible_collections.oncall.runbooks.tests.unit.module_utils import helpers
 from ansible_collections.oncall.runbooks.tests.unit.module_utils.helpers import context, look, source
@@ -102,6 +102,59 @@ def test_rate_since_a_line_is_over_the_time_since_then(write):
     seen = look("log", path=path, match="tick", value="rate", since="Started server process")
     assert seen["evidence"]["matched"] == 99
     assert seen["value"] == pytest.approx(1.0, rel=0.1)
+
+
+def test_access_lines_without_a_time_are_not_lost(write):
+    """As of a Vritti that warned of its settings before its log was set up: INFO lines of its own are missing."""
+    path = write(
+        f"WARNING:src.main:{event('CORS allows every origin', 600)}",
+        "INFO:     Started server process [7]",
+        *[ACCESS.format("/api/v1/search", 200)] * 30,
+        *[ACCESS.format("/api/v1/search", 500)] * 10,
+        "KyroDB circuit breaker OPEN - failing fast",
+    )
+    searches = {"path": path, "of": '/search HTTP/1.1" ...', "window": 60.0, "value": "share"}
+    seen = look("log", match='/search HTTP/1.1" 5..', **searches)
+    assert (seen["value"], seen["samples"]) == (0.25, 40)
+    assert seen["evidence"]["window"] == "600 s: the lines after the last one with a time"
+    assert seen["note"] == "its lines carry no time; they are of the last 600 s at most"
+    refused = look("log", path=path, match="breaker OPEN", since="Started server process", window=60.0)
+    assert refused["value"] == 1
+    rate = look("log", path=path, match='" 500', value="rate", window=60.0)
+    assert rate["value"] == pytest.approx(10 / 600, rel=0.01)
+    os.utime(path, (1, time.time() - 100))
+    assert look("log", path=path, match="breaker OPEN", window=60.0)["value"] is None
+
+
+def test_quantile_of_the_slow_ones_among_all(write):
+    """Only the slow requests are logged with their latency; access lines tell how many there were."""
+    slow = [
+        event("Slow request detected", path="/api/v1/search", latency_ms=ms) for ms in (120, 150, 200, 400, 800, 900)
+    ]
+    asked = {"match": "Slow request", "of": '" 200', "value": "quantile", "field": "latency_ms", "quantile": 0.99}
+    path = write(event("first"), *[ACCESS.format("/api/v1/search", 200)] * 120, *slow)
+    seen = look("log", path=path, **asked)
+    # Of 120 the highest quantile with five above it is judged, and the 115th of them is the smallest but one.
+    assert (seen["samples"], seen["evidence"]["whole"]) == (120, 120)
+    assert 120 <= seen["value"] <= 150
+    assert seen["note"] == "quantile 0.958, as 120 requests are few for 0.99"
+    many = write(event("first"), *[ACCESS.format("/api/v1/search", 200)] * 2000, *slow)
+    seen = look("log", path=many, **asked)
+    assert (seen["value"], seen["samples"]) == (None, 2000)
+    assert seen["note"] == "the quantile 0.99 is among those that are not logged"
+    few = write(event("first"), *[ACCESS.format("/api/v1/search", 200)] * 50, *slow)
+    assert look("log", path=few, **asked)["value"] is None
+    all_of_them = write(event("first"), *[ACCESS.format("/x", 200)] * 6, *slow * 20)
+    plain = look("log", path=all_of_them, **{**asked, "of": None})
+    assert look("log", path=all_of_them, **asked)["value"] == pytest.approx(plain["value"])
+
+
+def test_no_rate_without_any_time(write):
+    path = write("INFO:     Started server process [7]", *["Cheap reflection call failed"] * 200)
+    failing = {"path": path, "match": "reflection call failed", "since": "Started server", "value": "rate"}
+    seen = look("log", **failing)
+    assert (seen["value"], seen["note"]) == (None, "no line carries a time, so a rate is not known")
+    assert look("log", **{**failing, "match": "never"})["value"] == 0
 
 
 def test_since_is_the_last_such_line(write):
@@ -359,7 +412,7 @@ def test_output_of_what_listens_on_a_port(tmp_path):
             server.kill()
 
 
-def test_output_that_nobody_keeps_is_absent():
+def test_output_that_nobody_keeps_is_not_known():
     port = helpers.free_port()
     with subprocess.Popen(
         [sys.executable, "-c", SERVER.replace("file=sys.stderr, ", ""), str(port)],
@@ -368,7 +421,7 @@ def test_output_that_nobody_keeps_is_absent():
     ) as server:
         try:
             server.stdout.readline()
-            with pytest.raises(Absent, match=f"listens on port {port} goes neither to a file nor to the journal"):
+            with pytest.raises(NoAnswer, match=f"listens on port {port} goes neither to a file nor to the journal"):
                 look("log", path=f"stdout:{port}")
         finally:
             server.kill()

@@ -703,9 +703,27 @@ def test_refused(service, values, says):
 
 def test_nothing_runs_and_nothing_starts_it(service):
     assert service.refused() == (
-        f"Vritti (nothing listens on port {service.port}) does not run, and nothing says how to start it; set command. "
-        "Nothing was changed."
+        f"Vritti does not run (nothing listens on port {service.port}), and nothing says how it is started; set its "
+        "command or unit. Nothing was changed."
     )
+
+
+@pytest.mark.parametrize("script", [False, True])
+def test_one_that_is_starting_is_neither_stopped_nor_doubled(service, script):
+    """It does not listen yet, and is known by its command alone: enough to wait for it, and not to send it a signal."""
+    service.mode("silent")
+    command = service.argv[1:] if script else service.argv
+    started = subprocess.Popen(service.argv, cwd=service.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(service.pids)
+    said = service.refused(command=" ".join(command), directory=str(service.folder))
+    assert said.startswith(f"Vritti seems to be starting: PID {started.pid} runs its command since ")
+    assert said.endswith("wait for it, or end it by hand. Nothing was changed.")
+    assert started.poll() is None
+    # The same command in another folder is another service's.
+    elsewhere = service.folder / "elsewhere"
+    elsewhere.mkdir()
+    found = services.find(service.options(command=" ".join(command), directory=str(elsewhere)), helpers.run_command)
+    assert found.state == "stopped"
 
 
 def test_folder_that_is_gone(service):

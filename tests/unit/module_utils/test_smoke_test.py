@@ -189,7 +189,7 @@ def test_customer_of_its_own(world):
     assert made[4]["customer_id"] == customer
     assert key[4] == {"customer_id": customer, "name": customer, "expires_in_days": 1}
     assert marked[4] == {"status": "deleted"}
-    assert capture[2] == "tier=cheap&generate_reflection=false"
+    assert capture[2] == "generate_reflection=false"
     assert (capture[3]["X-API-Key"], search[3]["X-API-Key"]) == (MADE, MADE)
     assert customer in capture[4]["goal"]
     assert search[4]["goal"] == capture[4]["goal"]
