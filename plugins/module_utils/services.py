@@ -183,9 +183,13 @@ def _of_process(subject: t.Mapping[str, t.Any]) -> Service:
         unknown = (
             f"{subject['name']} does not run ({what}), and nothing says how it is started; set its command or unit."
         )
-        problem = None if subject.get("command") else unknown
+        known = bool(subject.get("command"))
         return Service(
-            "process", "stopped", problem=problem, text=f"{subject['name']} ({what})", by_hand=_start_by_hand(subject)
+            "process",
+            "stopped",
+            problem=None if known else unknown,
+            text=f"{subject['name']} ({what})",
+            by_hand=_start_by_hand(subject),
         )
     started = procfs.started(pid)
     return Service(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The newest Vritti without an LLM key: it refuses tiers, and logs no INFO lines, for it warns before its log is set up."""
+"""The newest Vritti without an LLM key: it refuses tiers, and its log has no INFO lines."""
 
 from __future__ import annotations
 
