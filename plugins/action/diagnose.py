@@ -56,7 +56,11 @@ class ActionModule(ActionBase):
         gc.freeze()
         self._known: dict[str, t.Any] = {}
         args = self._of_service(_arguments(self._task.args), variables)
-        args["steps"] = [name for name in args["steps"] if name]
+        args["steps"] = [name.strip() for name in args["steps"] if name.strip()]
+        if args["state_dir"] and not os.path.isabs(args["state_dir"]):
+            raise AnsibleActionFail(
+                f"runbook_state_dir is {args['state_dir']!r}; it is a folder on the host, and its path begins with /."
+            )
         book = self._read(args, variables)
         host = str(variables.get("inventory_hostname", ""))
         checks, bad = checking.validate_checks(book.checks, args["severities"])
@@ -287,7 +291,13 @@ class ActionModule(ActionBase):
             ]
         if args["state_dir"]:
             looks[RECORDS] = checking.source_of(
-                {"probe": "remediation", "path": args["state_dir"], "runbook": runbook, "value": "records"}
+                {
+                    "probe": "remediation",
+                    "path": args["state_dir"],
+                    "runbook": runbook,
+                    "value": "records",
+                    "wanted": args["rollback_id"],
+                }
             )
             label = next((label for label, severity in args["severities"].items() if severity == "high"), None)
             if label:

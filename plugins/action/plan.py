@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import OPEN
+from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import OPEN, undoable
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import command, planning, recording, reports, undoing
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.preflight import refuse_mode
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.render import plan_lines
@@ -42,9 +42,11 @@ class ActionModule(ActionBase):
                 "max_risk": {"type": "str"},
                 "ttl": {"type": "float", "default": 1800.0},
                 "rollback_id": {"type": "str"},
+                "settle": {"type": "float", "default": 0.0},
             }
         )
         result.update(changed=False, decision="none", plan=None)
+        args["steps"] = [name.strip() for name in args["steps"] if name.strip()]
         mode = "propose"
         if args["mode"] == "decide":
             tags = variables["ansible_run_tags"]
@@ -55,6 +57,15 @@ class ActionModule(ActionBase):
             if remark:
                 result["warnings"] = [remark]
                 return result
+            if args["settle"] < 0:
+                raise AnsibleActionFail(
+                    f"Nothing was changed: runbook_settle_seconds is {args['settle']:g}; it is a number from 0."
+                )
+            if args["plan"] and len(variables["ansible_play_batch"]) < len(variables["ansible_play_hosts"]):
+                raise AnsibleActionFail(
+                    "Nothing was changed: this play has serial, and a plan is approved once for all of its hosts; take "
+                    "what our playbooks import, _runbook.yml, for a model, or -l for one host at a time."
+                )
         hosts = list(variables["ansible_play_hosts_all"])
         hostvars = variables["hostvars"]
         seen = {host: hostvars[host].get(REGISTER) for host in hosts}
@@ -94,8 +105,21 @@ class ActionModule(ActionBase):
             str(record["plan"]) for data in found.values() for record in data["records"] if record["state"] == "running"
         }
         decision, why = planning.approve(
-            plan, whole, given, args["max_risk"] or None, args["ttl"], now, stored, _remainder(given, open_plans, found)
+            plan,
+            whole,
+            given,
+            args["max_risk"] or None,
+            args["ttl"],
+            now,
+            stored,
+            _remainder(given, open_plans, found, stored),
         )
+        if decision == "nothing" and stored and stored["runbook"] != args["runbook"]:
+            decision, why = "refused", f"Nothing was changed: {given} is a plan of {stored['runbook']}."
+        if decision == "nothing":
+            half = [f"{host}: {sentence}" for host, data in found.items() for sentence in _half_done(data)]
+            if half:
+                decision, why = "refused", f"Nothing was changed, and nothing is left to propose, but {'; '.join(half)}"
         if self._task.check_mode and decision != "nothing":
             decision, why = "approved", "check mode: nothing is changed"
         # An interrupted run goes on under the id that was approved, also where less is left to do.
@@ -112,7 +136,8 @@ class ActionModule(ActionBase):
             command.again("remediate", planning.apply_options(plan) if plan else []),
         )
         result.update(decision=decision, why=why, plan_id=plan_id, run_id=run_id)
-        if decision == "nothing" and not self._task.check_mode:
+        # Closing a record is a change as well, and nobody has asked for one without these.
+        if decision == "nothing" and not self._task.check_mode and (given or args["max_risk"]):
             result["close"] = {host: name for host, data in found.items() for name in _left_behind(data)}
 
     def _rollback(self, result: dict[str, t.Any], args: dict[str, t.Any], found: dict[str, t.Any]) -> None:
@@ -202,27 +227,46 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"The report {error.filename} cannot be written: {error.strerror}.") from None
 
 
-def _left_behind(data: t.Mapping[str, t.Any]) -> list[str]:
+def _cut_short(data: t.Mapping[str, t.Any]) -> list[t.Mapping[str, t.Any]]:
     """The remediation that was cut short on a host and that nobody carries on."""
     lock = data["lock"] or {}
     return [
-        record["id"]
+        record
         for record in data["records"]
         if record["state"] in OPEN and (lock.get("record") != record["id"] or recording.dead(lock.get("owner")))
     ][:1]
 
 
-def _remainder(given: str | None, open_plans: set[str], found: dict[str, t.Any]) -> bool:
+def _half(record: t.Mapping[str, t.Any]) -> bool:
+    """Whether something of it may be half done that going on or undoing would bring to an end."""
+    return record["state"] != "running" or any(step["state"] != "verified" for step in undoable(record))
+
+
+def _left_behind(data: t.Mapping[str, t.Any]) -> list[str]:
+    return [record["id"] for record in _cut_short(data) if not _half(record)]
+
+
+def _half_done(data: t.Mapping[str, t.Any]) -> list[str]:
+    said = []
+    for record in filter(_half, _cut_short(data)):
+        steps = [step for step in undoable(record) if step["state"] != "verified"]
+        what = ", ".join(step["title"] for step in steps) or record["state"]
+        names = ",".join(step["id"] for step in steps)
+        go_on = f"go on with -e runbook_plan={record['plan']} -e runbook_steps={names}, or "
+        undo = f"undo it with --tags rollback -e runbook_rollback_id={record['id']}."
+        said.append(f"{record['id']} was cut short ({what}): {go_on if record['state'] == 'running' else ''}{undo}")
+    return said
+
+
+def _remainder(given: str | None, open_plans: set[str], found: dict[str, t.Any], stored: planning.Plan | None) -> bool:
     """Whether what would be done now is in the interrupted run of that plan, step by step."""
     if not given or given not in open_plans:
         return False
-    for data in found.values():
-        known = [
-            (step["id"], step["operation"], step["params"])
-            for record in data["records"]
-            if record["plan"] == given
-            for step in record["steps"]
-        ]
+    for host, data in found.items():
+        of_host = [record["steps"] for record in data["records"] if record["plan"] == given]
+        # The run may have died before this host's turn, which its plan tells as long as it is kept.
+        of_host.append([step for step in (stored or {"steps": []})["steps"] if step["host"] == host])
+        known = [(step["id"], step["operation"], step["params"]) for steps in of_host for step in steps]
         if any((step["id"], step["operation"], step["params"]) not in known for step in data["steps"]):
             return False
     return True

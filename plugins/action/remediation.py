@@ -7,12 +7,11 @@ from __future__ import annotations
 import time
 import typing as t
 
-from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import SCHEMA
+from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import OVERRIDE, SCHEMA, undoable
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import command, planning, recording
-from ansible_collections.oncall.runbooks.plugins.plugin_utils.undoing import TOUCHED
 
 # What the timeline calls the states of steps.
 EVENTS = {
@@ -36,6 +35,8 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "approved": {"type": "str"},
     "seconds": {"type": "float", "default": 900.0},
     "settle": {"type": "float", "default": 0.0},
+    "was": {"type": "dict", "default": {}},
+    "is_now": {"type": "dict", "default": {}},
     "override": {"type": "list", "elements": "str", "default": []},
     "steps": {"type": "list", "elements": "dict", "default": []},
     "step": {"type": "str"},
@@ -68,12 +69,12 @@ class ActionModule(ActionBase):
         args["override"] = [name for name in args["override"] if name]
         if args["phase"] == "verify":
             return {**result, **self._verify(args, host)}
-        strange = [name for name in args["override"] if name not in ("lock", "strikes")]
+        strange = [name for name in args["override"] if name not in OVERRIDE]
         if strange:
-            raise AnsibleActionFail(
-                f"runbook_override names {strange[0]!r}; it is lock or strikes. Nothing was changed."
-            )
-        result.update(changed=True, id=args["id"])
+            known = f"{', '.join(OVERRIDE[:-1])} or {OVERRIDE[-1]}"
+            raise AnsibleActionFail(f"runbook_override names {strange[0]!r}; it is {known}. Nothing was changed.")
+        # Also where a play has check_mode of its own, which ansible_check_mode does not tell.
+        result.update(changed=True, id=args["id"], checked=self._task.check_mode)
         outcomes: dict[str, str] | None = None
         if args["now"]:
             outcomes = planning.verification(args["before"], args["now"]["findings"], args["because"])
@@ -102,6 +103,8 @@ class ActionModule(ActionBase):
             approved=args["approved"],
             step=args["step"] or None,
             steps=[item["id"] for item in args["steps"]] or None,
+            before=args["was"] or None,
+            after=args["is_now"] or None,
             state=args["state"] if args["phase"] == "end" else None,
             outcomes=outcomes or None,
             message=args["message"],
@@ -111,12 +114,17 @@ class ActionModule(ActionBase):
         if answer.get("failed") or answer.get("unreachable"):
             why = self._why(answer, args, host)
             event = "refused" if args["phase"] in ("begin", "rollback") else "not recorded"
+            if answer.get("unreachable"):
+                # Whether it came as far as the host nobody knows.
+                event = "lost the host"
             self._append(args, recording.entry(event, args["runbook"], host, record=args["id"], outcome=why))
             result.update({key: answer[key] for key in ("unreachable",) if key in answer}, msg=why, changed=False)
             result["failed"] = not answer.get("unreachable")
             return result
         record = answer["record"]
-        result.update(id=record["id"], private=answer["private"], evidence=record.get("evidence"))
+        result.update(
+            id=record["id"], private=answer["private"], evidence=record.get("evidence"), seen=answer.get("seen") or {}
+        )
         if args["phase"] == "end":
             result["verdict"] = (
                 _verdict(args, host, outcomes, record)
@@ -129,7 +137,7 @@ class ActionModule(ActionBase):
         said = _said(args, record, answer["went_on"], outcomes)
         if said:
             self._display.display(f"{host}: {said}")
-        if args["settle"]:
+        if args["settle"] and args["phase"] == "step":
             time.sleep(args["settle"])
         return result
 
@@ -147,6 +155,8 @@ class ActionModule(ActionBase):
                 module_args=_wire(args, host, outcomes, lines),
                 task_vars=variables,
             )
+        except AnsibleConnectionFailure as error:
+            return {"unreachable": True, "msg": " ".join(str(error).split())}
         except AnsibleError as error:
             if "become" in str(error).lower() or "sudo" in str(error).lower():
                 return {"failed": True, "msg": "", "module_stderr": str(error)}
@@ -293,7 +303,7 @@ def told(outcomes: t.Mapping[str, str]) -> str:
 
 def _undo(record: t.Mapping[str, t.Any]) -> str:
     """How to take back what can be taken back."""
-    if not any(step["reversible"] and step["state"] in TOUCHED for step in record["steps"]):
+    if not undoable(record):
         return "."
     again = command.again("rollback", ["-e", f"runbook_rollback_id={record['id']}"])
     return f". To undo what was: {again}" if again else "."

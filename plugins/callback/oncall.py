@@ -138,6 +138,13 @@ class CallbackModule(Default):
             super().v2_runner_on_unreachable(result)
         elif not kept:
             self._line(f"UNREACHABLE: {result.host.get_name()}: {result.result.get('msg')}", color=C.COLOR_UNREACHABLE)
+        host = result.host.get_name()
+        if not kept and host in self._diagnoses:
+            # What is known of it is from before it was lost.
+            found, report = self._diagnoses[host]
+            lost = f"{host} was lost in the middle of this run, and how it is now is not known; this is from before."
+            status = {"status": "unknown", "severity": None, "label": None}
+            self._diagnoses[host] = ({**found, **status, "summary": lost, "plan": None}, report)
 
     def v2_runner_item_on_ok(self, result: t.Any) -> None:
         if not self._quiet:

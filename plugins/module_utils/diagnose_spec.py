@@ -32,6 +32,7 @@ ARGUMENT_SPEC: dict[str, t.Any] = {
     "steps": {"type": "list", "elements": "str", "default": []},
     "state_dir": {"type": "str"},
     "own_record": {"type": "str"},
+    "rollback_id": {"type": "str"},
     "page_after": {"type": "dict", "default": {}},
     "record_dir": {"type": "str"},
     "record_key_file": {"type": "str"},

@@ -26,8 +26,12 @@ KEPT_RECORDS = 50
 LEAST_FREE = 4 * 1024 * 1024
 STRIKES = 3
 STRIKE_SECONDS = 24 * 3600.0
+# What a person who knows may want ignored.
+OVERRIDE = ["lock", "strikes", "interrupted"]
 # States of a record in which something may still have to be done.
 OPEN = ("running", "rolling back")
+# A step in one of these may have changed something.
+TOUCHED = ("running", "done", "verified", "failed", "undoing")
 
 Record = dict[str, t.Any]
 
@@ -88,7 +92,21 @@ class StateDir:
     # Writing.
 
     def prepare(self) -> None:
-        """Make the folders, and refuse where there is no room for what must not be lost."""
+        """Make the folders, and refuse before that where there is no room for what must not be lost."""
+        existing = self.path
+        while not os.path.isdir(existing) and os.path.dirname(existing) != existing:
+            existing = os.path.dirname(existing)
+        try:
+            free = os.statvfs(existing)
+        except OSError as error:
+            raise Refused(f"{_cannot(self.path, error)}; nothing was changed.") from None
+        room = free.f_bavail * free.f_frsize
+        if room < LEAST_FREE:
+            raise Refused(
+                f"The file system of {self.path} has {room // 1024} KiB left, and {LEAST_FREE // 1024} KiB are needed "
+                "for the record and the copies of what is changed; make room, or set runbook_state_dir. Nothing was "
+                "changed."
+            )
         try:
             for folder, mode in (
                 (self.path, 0o755),
@@ -99,16 +117,8 @@ class StateDir:
                     os.makedirs(folder, exist_ok=True)
                     os.chmod(folder, mode)
                     _sync_folder(os.path.dirname(folder))
-            free = os.statvfs(self.path)
         except OSError as error:
             raise Refused(f"{_cannot(self.path, error)}; nothing was changed.") from None
-        room = free.f_bavail * free.f_frsize
-        if room < LEAST_FREE:
-            raise Refused(
-                f"The file system of {self.path} has {room // 1024} KiB left, and {LEAST_FREE // 1024} KiB are needed "
-                "for the record and the copies of what is changed; make room, or set runbook_state_dir. Nothing was "
-                "changed."
-            )
 
     @contextlib.contextmanager
     def exclusively(self) -> t.Iterator[None]:
@@ -216,6 +226,29 @@ def strikes(records: t.Iterable[Record], step: str, now: float) -> int:
     return count
 
 
+def undoable(record: t.Mapping[str, t.Any]) -> list[t.Any]:
+    """The steps that may have changed something and can be rolled back."""
+    return [step for step in record["steps"] if step.get("state") in TOUCHED and step.get("reversible")]
+
+
+def _refuse_to_bury(record: t.Mapping[str, t.Any]) -> None:
+    """A run that was cut short must not be forgotten for the next plan while there is something of it to undo."""
+    steps = undoable(record)
+    if not steps:
+        return
+    titles = ", ".join(str(step.get("title")) for step in steps)
+    go_on = (
+        f"go on with -e runbook_plan={record['plan']}, or undo it with"
+        if record["state"] == "running"
+        else "go on with"
+    )
+    raise Refused(
+        f"Remediation {record['id']} of {record['runbook']} was cut short ({titles}): {go_on} {record['runbook']}.yml "
+        f"--tags rollback -e runbook_rollback_id={record['id']}; -e runbook_override=interrupted leaves it as it is. "
+        "Nothing was changed."
+    )
+
+
 def begin(
     state: StateDir,
     record: Record,
@@ -240,6 +273,9 @@ def begin(
             known = {item["id"] for item in unfinished["steps"]}
             unfinished["steps"] += [item for item in record["steps"] if item["id"] not in known]
             record = {**unfinished, "by": record["by"], "state": "running", "went_on_at": utc(now)}
+        for item in earlier:
+            if item["state"] in OPEN and item["id"] != record["id"] and "interrupted" not in override:
+                _refuse_to_bury(item)
         if "strikes" not in override:
             for step in record["steps"]:
                 struck = strikes(earlier, step["id"], now)

@@ -190,6 +190,12 @@ def _refuse_cut(path: str, number: int, link: str) -> None:
     try:
         seq, mac, _covered, _proof = _read_head(path)
     except FileNotFoundError:
+        # The first line is there a moment before the first head.
+        if number > 1:
+            raise Broken(
+                f"{path}.head is missing, so a tail that was cut off would not show; look at the timeline, and move it "
+                "away."
+            ) from None
         return
     except ValueError:
         raise Broken(f"{path}.head is damaged; look at the timeline, and move both away.") from None

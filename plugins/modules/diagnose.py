@@ -98,6 +98,9 @@ options:
     description: The folder on the host where remediations keep their records. With it, one that was cut short is a
       finding.
     type: str
+  rollback_id:
+    description: The record that is to be undone, which may be an old one.
+    type: str
   own_record:
     description: The record of the remediation that this look is part of.
     type: str

@@ -58,6 +58,10 @@ options:
   rollback_id:
     description: The record to undo, in place of the runbook's last one.
     type: str
+  settle:
+    description: The seconds between a change and the look whether it helped, to refuse what is none.
+    type: float
+    default: 0
 """
 
 EXAMPLES = r"""
@@ -105,6 +109,7 @@ def main() -> None:
             "ttl": {"type": "float", "default": 1800},
             "max_risk": {"type": "str"},
             "rollback_id": {"type": "str"},
+            "settle": {"type": "float", "default": 0.0},
         },
         supports_check_mode=True,
     )

@@ -55,7 +55,7 @@ options:
     description: What a person who knows wants ignored.
     type: list
     elements: str
-    choices: [lock, strikes]
+    choices: [lock, strikes, interrupted]
     default: []
   step:
     description: The step's id.
@@ -185,12 +185,16 @@ def _carry_out(options: dict[str, t.Any], state: remediation.StateDir, context: 
                     f"{step.get('title')} was undone, and {differ[0]} is not what it was: it is "
                     f"{seen.get(differ[0])!r}, and was {was[differ[0]]!r}."
                 )
-            if options["into"] and not step.get(options["into"]):
+            # An interrupted step that is begun again was before as it was at first.
+            if options["into"] and (options["into"] != "before" or not step.get("before")):
                 step[options["into"]] = seen
             step.update(options["values"])
             step["ended_at" if options["values"].get("state") not in ("running", "undoing") else "started_at"] = now
             state.renew(record["id"], options["owner"] or {})
         else:
+            if options["owner"]:
+                # Whoever has taken the lock over goes on with this record.
+                state.renew(record["id"], options["owner"])
             record.update(options["values"], ended_at=now)
         state.write(record)
         if phase == "end":
@@ -214,7 +218,7 @@ def main() -> None:
             "id": {"type": "str", "required": True},
             "owner": {"type": "dict"},
             "seconds": {"type": "float", "default": 900.0},
-            "override": {"type": "list", "elements": "str", "choices": ["lock", "strikes"], "default": []},
+            "override": {"type": "list", "elements": "str", "choices": remediation.OVERRIDE, "default": []},
             "step": {"type": "str"},
             "values": {"type": "dict", "default": {}},
             "looks": {"type": "dict", "default": {}},
@@ -239,8 +243,12 @@ def main() -> None:
         module.run_command, handle_exceptions=False, errors="surrogate_then_replace", environ_update={"LC_ALL": "C"}
     )
     context = Context(options["timeout"], 0, {}, run_command)
+    # What a dead run has left is closed only when nothing of it is at work any more.
+    closing = options["phase"] == "end" and not options["owner"]
+    guard = os.path.join(options["state_dir"], ".operation") if closing else None
     try:
-        result = _carry_out(options, remediation.StateDir(options["state_dir"]), context)
+        with remediation.at_work(guard):
+            result = _carry_out(options, remediation.StateDir(options["state_dir"]), context)
     except remediation.Refused as error:
         module.fail_json(msg=str(error))
     except OSError as error:

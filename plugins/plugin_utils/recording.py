@@ -27,14 +27,24 @@ def owner() -> dict[str, t.Any]:
     # Tasks run in processes of their own below it.
     while (above := _parent(pid)) and _program(above) == _program(os.getpid()):
         pid = above
-    return {"user": user(), "controller": socket.gethostname(), "pid": pid, "started": _started(pid)}
+    return {"user": user(), "controller": socket.gethostname(), "pid": pid, "started": _started(pid), **_machine()}
 
 
 def dead(held: t.Mapping[str, t.Any] | None) -> bool:
     """Whether the owner of a lock ran on this controller and is gone. Of another controller nothing is known."""
-    if not held or held.get("controller") != socket.gethostname():
+    here = {"controller": socket.gethostname(), **_machine()}
+    if not held or any(held.get(key) != value for key, value in here.items()):
         return False
     return _started(int(held.get("pid") or 0)) != held.get("started")
+
+
+def _machine() -> dict[str, str | None]:
+    """Where a PID means this process and no other: machines share names, and containers the boot of their host."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return {"boot": file.read().strip(), "pids": os.readlink("/proc/self/ns/pid")}
+    except OSError:
+        return {"boot": None, "pids": None}
 
 
 def _stat(pid: int) -> list[str]:

@@ -7,10 +7,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import judge
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import OPEN
-
-# A step in one of these may have changed something.
-TOUCHED = ("running", "done", "verified", "failed", "undoing")
+from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import OPEN, TOUCHED, undoable
 
 
 class Nothing(ValueError):
@@ -31,6 +28,15 @@ def make(
     if not every:
         return None, f"Nothing to undo: {runbook} has changed nothing on {', '.join(records) or 'any host'}."
     run = wanted or max(every)
+    if not wanted and not any(undoable(record) for host in records.values() for record in host if record["id"] == run):
+        # Nothing of the last one can be undone; an earlier one that was cut short would be forgotten.
+        cut = {
+            str(record["id"])
+            for host in records.values()
+            for record in host
+            if record["state"] in (*OPEN, "interrupted") and (undoable(record) or record["state"] in OPEN)
+        }
+        run = max(cut, default=run)
     steps, never, left_open = [], [], []
     done = False
     for host, own in records.items():
@@ -61,6 +67,9 @@ def make(
                     "restart what reads it.",
                 }
             )
+    newer = sorted(name for name in every if name > run)
+    if newer and not wanted:
+        never.append(f"Of what came after it ({', '.join(newer)}) nothing can be undone")
     note = f"{'. '.join(never)}." if never else ""
     if not steps and left_open:
         note = f"{note} Nothing is undone; the record of the interrupted remediation is closed.".strip()

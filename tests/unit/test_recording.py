@@ -76,6 +76,15 @@ def test_of_another_controller_nothing_is_known(run):
     assert not recording.dead({**owner, "controller": "somewhere-else"})
 
 
+@pytest.mark.parametrize("other", [{"boot": "another"}, {"pids": "pid:[1]"}])
+def test_machines_and_containers_that_share_a_name_are_not_one(run, other):
+    process, owner = run
+    process.kill()
+    process.wait()
+    assert recording.dead(owner)
+    assert not recording.dead({**owner, **other})
+
+
 @pytest.mark.parametrize("held", [None, {}, {"controller": socket.gethostname()}])
 def test_lock_that_does_not_say_whose_it_is_is_not_dead(held):
     assert not recording.dead(held)

@@ -47,6 +47,17 @@ def test_the_last_remediation_is_undone_in_reverse_order():
     assert {item["risk"] for item in plan["steps"]} == {"disruptive"}
 
 
+@pytest.mark.parametrize(("state", "undone"), [("interrupted", OLD), ("running", OLD), ("verified", NEW)])
+def test_one_that_was_cut_short_is_not_hidden_by_a_restart_after_it(state, undone):
+    plan, note = make({"v1": [record(NEW, restart()), record(OLD, step("a", "running"), state=state)]})
+    if undone == NEW:
+        # What came to its end long ago is undone when somebody names it.
+        assert plan is None
+        return
+    assert (plan["id"], [item["id"] for item in plan["steps"]]) == (OLD, ["a"])
+    assert note == f"Of what came after it ({NEW}) nothing can be undone."
+
+
 def test_a_named_remediation_is_undone():
     plan, _note = make({"v1": [record(NEW, step("a")), record(OLD, step("z"))]}, OLD)
     assert (plan["id"], [item["id"] for item in plan["steps"]]) == (OLD, ["z"])

@@ -18,6 +18,7 @@ SPEC: dict[str, t.Any] = {
     "runbook": {"type": "str", "required": True},
     "value": {"type": "str", "choices": ["unfinished", "records"], "default": "unfinished"},
     "own": {"type": "str"},
+    "wanted": {"type": "str"},
 }
 RULES: dict[str, t.Any] = {}
 
@@ -50,8 +51,12 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         while not os.path.isdir(existing) and os.path.dirname(existing) != existing:
             existing = os.path.dirname(existing)
         evidence = {"uid": os.geteuid(), "writable": os.access(existing, os.W_OK), "lock": lock}
-        opened = [record for record in own if record["state"] in remediation.OPEN]
-        return {"value": list({item["id"]: item for item in opened + own[:LATEST]}.values()), "evidence": evidence}
+        cut = [
+            record
+            for record in own
+            if record["state"] in (*remediation.OPEN, "interrupted") or record["id"] == source["wanted"]
+        ]
+        return {"value": list({item["id"]: item for item in cut + own[:LATEST]}.values()), "evidence": evidence}
     left = [remediation.summary(record) for record in records if record.get("state") in remediation.OPEN]
     # Who looks in the middle of a remediation knows of it.
     left = [record for record in left if record["id"] != source["own"]]

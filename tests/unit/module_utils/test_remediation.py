@@ -256,6 +256,29 @@ def test_another_plan_supersedes_what_was_left(state, change):
     assert state.read(numbered(9))["state"] == "running"
 
 
+@pytest.mark.parametrize(
+    ("state_of", "way_out"),
+    [
+        ("running", f"go on with -e runbook_plan={PLAN}, or undo it with high_latency.yml"),
+        ("rolling back", "go on with high_latency.yml"),
+    ],
+)
+def test_what_was_cut_short_and_can_be_undone_is_not_buried(state, state_of, way_out):
+    half = record(state=state_of, steps=[step("set_timeout", state="running", reversible=True)])
+    state.prepare()
+    state.write(half)
+    new = record(numbered(9), plan="another")
+    with pytest.raises(Refused) as caught:
+        begin(state, new, owner(), 900, ["lock"])
+    assert str(caught.value) == (
+        f"Remediation {ID} of high_latency was cut short (Do set_timeout): {way_out} --tags rollback -e "
+        f"runbook_rollback_id={ID}; -e runbook_override=interrupted leaves it as it is. Nothing was changed."
+    )
+    assert (state.all(), state.lock()) == ([half], None)
+    begin(state, new, owner(), 900, ["interrupted"])
+    assert state.read(ID)["state"] == "interrupted"
+
+
 def test_refused_begin_leaves_no_trace(state):
     begin(state, record(), owner(), 900, [])
     before = state.all(), lock(state)

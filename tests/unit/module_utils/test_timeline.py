@@ -200,6 +200,21 @@ def test_a_cut_tail_is_not_written_over(path):
         assert str(caught.value).count(".") >= 1
 
 
+def test_without_its_head_nothing_is_appended(path):
+    """Else a cut tail would be whole again with the next line."""
+    for number in range(2):
+        timeline.append(path, [{"n": number}], KEY)
+    os.unlink(f"{path}.head")
+    before = read(path)
+    with pytest.raises(timeline.Broken, match="head is missing, so a tail that was cut off would not show"):
+        timeline.append(path, [{"n": 9}], KEY)
+    assert read(path) == before
+    # A run that was killed right after the very first line has written no head yet.
+    put(path, before.splitlines(keepends=True)[0])
+    timeline.append(path, [{"n": 9}], KEY)
+    assert timeline.verify(path, KEY).ok
+
+
 def test_damaged_head_is_not_written_over(path):
     written(path)
     put(f"{path}.head", b'{"seq":3')
