@@ -32,6 +32,9 @@ OLDEST_TARGET_PYTHON = "3.9"
 TARGET_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 MINUTES = 30  # that one command may take
 
+# Integration tests that compare latencies with thresholds.
+ALONE = ("test_high_latency.py", "test_bad_input.py")
+
 # What has no wheel on PyPI: program -> Debian's package.
 PROGRAMS = {"git": "git", "shellcheck": "shellcheck"}
 
@@ -305,19 +308,32 @@ class Runner:
             )
 
     def integration(self) -> None:
-        for python in self.controllers("integration"):
-            # What the lab and the probes do is the same for every ansible-core.
-            own = [] if python is MAIN else ["-m", "both_ends"]
-            self.pytest("integration", python, "tests/integration", *own)
+        """With the main Python; what the lab and the probes do is the same for every ansible-core."""
+        tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/integration").glob("test_*.py"))
+        # Those of latencies run alone; the others beside one another, for each waits more than it works.
+        alone = [path for path in tests if path.endswith(ALONE)]
+        longest = [path for path in tests if path.endswith("test_remediation.py")]
+        rest = [path for path in tests if path not in (*alone, *longest)]
+        self.pytest("integration", MAIN, *alone, title="what measures latencies")
+        beside(
+            lambda: self.pytest("integration", MAIN, *longest, title="remediation"),
+            lambda: self.pytest("integration", MAIN, *rest, title="the lab, the record, the smoke test"),
+        )
 
-    def pytest(self, part: str, python: Python, *where: str) -> None:
+    def other_end(self) -> None:
+        """What depends on ansible-core, with the other Python."""
+        for python in self.controllers("integration"):
+            if python is not MAIN:
+                self.pytest("integration", python, "tests/integration", "-m", "both_ends")
+
+    def pytest(self, part: str, python: Python, *where: str, title: str = "") -> None:
         def closing(text: str) -> list[str]:
             for skip in re.findall(r"^SKIPPED .*", text, re.MULTILINE):
                 self.summary.cannot_run(f"{part} ({python}): {skip}")
             return [line for line in text.splitlines() if line.strip()][-1:]
 
         command = [str(python.bin / "python"), "-m", "pytest", *where]
-        self.run(part, f"pytest {' '.join(where)} ({python})", command, python=python, closing=closing)
+        self.run(part, f"pytest {title or ' '.join(where)} ({python})", command, python=python, closing=closing)
 
     def molecule(self) -> None:
         def closing(text: str) -> list[str]:
@@ -348,6 +364,15 @@ class Runner:
                 )
         finally:
             self.run("molecule", "the test host is removed", [*program, "down", *hosts])
+
+
+def beside(*lanes: Callable[[], None]) -> None:
+    """Run them at the same time, and wait for all."""
+    threads = [threading.Thread(target=lane, daemon=True) for lane in lanes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 # The machine.
@@ -501,9 +526,10 @@ def main(arguments: list[str]) -> int:
     summary = Summary(parts)
     runner = Runner(summary)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Two at a time where time does not matter; integration tests and scenarios measure it, so they run alone.
-    lanes = [[part for part in parts if part in lane] for lane in (("lint", "sanity"), ("unit",))]
-    rest = [part for part in parts if part in {"integration", "molecule"}]
+    # Two at a time: on two cores one lane alone leaves half of them idle.
+    first = [[part for part in parts if part in lane] for lane in (("lint", "sanity"), ("unit",))]
+    integration = ["integration"] if "integration" in parts else []
+    last = [["other_end"] if integration else [], ["molecule"] if "molecule" in parts else []]
 
     def go(lane: list[str]) -> None:
         for part in lane:
@@ -515,13 +541,9 @@ def main(arguments: list[str]) -> int:
                 summary.add(Result(part, "the runner itself", False, [str(error)]), log, 0)
 
     began = time.monotonic()
-    threads = [threading.Thread(target=go, args=(lane,), daemon=True) for lane in lanes if lane]
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        go(rest)
+        for lanes in (first, [integration], last):
+            beside(*(functools.partial(go, lane) for lane in lanes if lane))
     except KeyboardInterrupt:
         runner.stop()
         print("\nstopped", file=sys.stderr)
