@@ -164,41 +164,32 @@ def _of_process(subject: t.Mapping[str, t.Any]) -> Service:
         )
     if pid is None and found:
         pid = main_of(found)
+    state, why = "running", ""
+    if pid is None and not pid_file:
+        pid, state = _starting(subject), "starting"
+        named = f"that does not listen on port {port} yet"
     if pid is None:
-        starting = None if pid_file else _starting(subject)
-        if starting:
-            began = procfs.started(starting)
-            text = f"PID {starting} ({procfs.name(starting)}), which does not listen on port {port} yet"
-            return Service(
-                "process",
-                "starting",
-                pid=starting,
-                started=began,
-                ticks=procfs.start_ticks(starting),
-                problem=f"{subject['name']} seems to be starting: PID {starting} runs its command since {utc(began)} "
-                f"and does not listen on port {port} yet; wait for it, or end it by hand.",
-                text=f"{text}, running since {utc(began)}",
-            )
         what = f"nothing listens on port {port}" if port else f"{pid_file} names no running process"
-        unknown = (
-            f"{subject['name']} does not run ({what}), and nothing says how it is started; set its command or unit."
-        )
-        known = bool(subject.get("command"))
-        return Service(
-            "process",
-            "stopped",
-            problem=None if known else unknown,
-            text=f"{subject['name']} ({what})",
-            by_hand=_start_by_hand(subject),
-        )
+        if not subject.get("command"):
+            why = (
+                f"{subject['name']} does not run ({what}), and nothing says how it is started; set its command or unit."
+            )
+        text = f"{subject['name']} ({what})"
+        return Service("process", "stopped", problem=why or None, text=text, by_hand=_start_by_hand(subject))
     started = procfs.started(pid)
+    if state == "starting":
+        why = (
+            f"{subject['name']} seems to be starting: PID {pid} runs its command since {utc(started)} and does not "
+            f"listen on port {port} yet; wait for it, or end it by hand."
+        )
     return Service(
         "process",
-        "running",
+        state,
         pid=pid,
         started=started,
         ticks=procfs.start_ticks(pid),
         pids=[pid, *procfs.children(pid)],
+        problem=why or None,
         text=f"PID {pid} ({procfs.name(pid)}) {named}, running since {utc(started)}",
         by_hand=[f"kill -TERM {pid}", *_start_by_hand(subject)],
     )

@@ -449,6 +449,22 @@ def test_a_person_is_asked_and_an_empty_answer_is_no(operator: Operator, lab: Ru
     assert operator.records[-1]["approved"] == "a yes at the terminal"
 
 
+def test_what_cannot_be_taken_back_wants_an_id(operator: Operator, lab: RunningLab) -> None:
+    """What is captured with another model is not found with this one again, whatever the setting is put back to."""
+    before = settings(lab)
+    asked = ["-e", "runbook_steps=use_smaller_model"]
+    diagnosed = operator.run("resource_exhaustion", "diagnose", *asked)
+    (step,) = diagnosed.diagnosis()["plan"]["steps"]
+    assert (step["risk"], step["reversible"]) == ("destructive", True)
+    assert "Vectors made by one model cannot be compared with those of another" in step["preview"]
+    for risk in ("disruptive", "destructive"):
+        run = operator.run("resource_exhaustion", "remediate", *asked, "-e", f"runbook_max_risk={risk}")
+        assert run.status != 0, run.output
+        assert "Nothing was changed" in run.output
+    assert settings(lab) == before
+    assert not operator.state.exists()
+
+
 def test_a_ladder_goes_on_until_it_helps_and_is_red_when_nothing_does(operator: Operator, lab: RunningLab) -> None:
     before = settings(lab)
     # A process needs its memory, whatever is done about it.

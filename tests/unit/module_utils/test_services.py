@@ -166,7 +166,7 @@ def test_main_process_of_several_that_listen():
         "import os, socket, time\n"
         "held = socket.create_server(('127.0.0.1', 0))\n"
         "os.fork()\n"
-        "print(held.getsockname()[1], flush=True)\n"
+        "os.write(1, f'{held.getsockname()[1]}\\n'.encode())\n"
         "time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as started:
