@@ -9,7 +9,6 @@ import signal
 import typing as t
 
 from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.connection.local import DOCUMENTATION  # noqa: F401 - Ansible reads the options from it
 from ansible.plugins.connection.local import Connection as Local
 
 
