@@ -292,7 +292,7 @@ def _said(
         return f"{title}: done{wait}"
     if args["state"] == "verified":
         return f"{title}: {told(outcomes or {})}"
-    words = {"running": "...", "undoing": "undoing ...", "undone": "undone", "skipped": "not needed any more"}
+    words = {"running": "...", "undoing": "undoing ...", "undone": "undone", "skipped": f"left out, {args['message']}"}
     return f"{title}: {words[args['state']]}" if args["state"] in words else ""
 
 

@@ -272,6 +272,29 @@ def test_duration_from_earlier_diagnoses():
         assert ("less than the 5 min" in evidence["duration"]) is not enough
 
 
+def test_steps_wait_until_the_threshold_has_lasted():
+    one = check(thresholds=DURATION)
+    first = diagnosed([one], {"a": [value(99)]})
+    assert first["a"]["suggests"] == []
+    assert first["a"]["evidence"]["duration"].endswith("its steps are proposed once it has lasted that long")
+    soon = diagnosed([one], {"a": [value(99)]}, previous=first.values(), at=later(200))
+    assert soon["a"]["suggests"] == []
+    late = diagnosed([one], {"a": [value(99)]}, previous=soon.values(), at=later(301))
+    assert late["a"]["suggests"] == ["restart"]
+    at_once = diagnosed([check()], {"a": [value(99)]})
+    assert at_once["a"]["suggests"] == ["restart"]
+
+
+def test_one_that_became_worse_is_that_bad_since_then():
+    mild = diagnosed([check()], {"a": [value(7)]})
+    worse = diagnosed([check()], {"a": [value(99)]}, previous=mild.values(), at=later(1000))
+    assert (worse["a"]["label"], worse["a"]["evidence"].get("since")) == ("P2", None)
+    still = diagnosed([check()], {"a": [value(99)]}, previous=worse.values(), at=later(1200))
+    assert still["a"]["evidence"]["since"] == later(1000)
+    better = diagnosed([check()], {"a": [value(7)]}, previous=still.values(), at=later(1300))
+    assert better["a"]["evidence"]["since"] == later(1000)
+
+
 @pytest.mark.parametrize(
     "before",
     [
@@ -317,6 +340,16 @@ def test_duration_from_a_servers_history(values, minutes):
     assert evidence["since"] == later(-60 * minutes)
     assert evidence["since_by"] == "the Prometheus server"
     assert ("less than" in evidence["duration"]) == (minutes * 60 < 300)
+
+
+def test_a_servers_history_pages_without_an_earlier_diagnosis():
+    look = value(99, evidence={"history": history(*(99,) * 20)})
+    found = diagnosed([check()], {"a": [look]})
+    page(list(found.values()), {"P2": 900})
+    assert found["a"]["evidence"]["page"] == (
+        "Page the on-call engineer: Title of a is P2 for 19 min by the Prometheus server, more than 15 min."
+    )
+    assert "duration" not in found["a"]["evidence"]
 
 
 def test_history_leaves_a_finding_that_is_ok():
