@@ -32,8 +32,16 @@ OLDEST_TARGET_PYTHON = "3.9"
 TARGET_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 MINUTES = 30  # that one command may take
 
-# Integration tests that compare latencies with thresholds.
-ALONE = ("test_high_latency.py", "test_bad_input.py")
+# Its tests hold latencies against thresholds.
+LATENCIES = "tests/integration/test_high_latency.py"
+REMEDIATION = "tests/integration/test_remediation.py"
+# What runs beside what, by methods of Runner: on two cores one lane alone would leave half of them idle. While
+# latencies are measured nothing else runs.
+LANES = (
+    (("lint", "sanity", "unit_on_targets"), ("unit",)),
+    (("integration_of_latencies",),),
+    (("integration_of_remediation", "integration_at_the_other_end"), ("molecule", "integration")),
+)
 
 # What has no wheel on PyPI: program -> Debian's package.
 PROGRAMS = {"git": "git", "shellcheck": "shellcheck"}
@@ -293,34 +301,32 @@ class Runner:
     def unit(self) -> None:
         for python in self.controllers("unit"):
             self.pytest("unit", python, "tests/unit")
-        where = [
-            path for path in ("tests/unit/module_utils", "tests/unit/plugins/module_utils") if (ROOT / path).is_dir()
-        ]
-        if not where:
-            return
+
+    def unit_on_targets(self) -> None:
+        """What runs on targets, with the oldest Python that they may have."""
         oldest = self.venv("unit", OLDEST_TARGET_PYTHON, "requirements/target-test.txt")
         if oldest:
-            self.pytest("unit", oldest, *where)
+            self.pytest("unit", oldest, "tests/unit/module_utils")
         else:
             version = OLDEST_TARGET_PYTHON
             self.summary.cannot_run(
                 f"unit: module_utils on Python {version}: there is no python{version} with venv here"
             )
 
-    def integration(self) -> None:
-        """With the main Python; what the lab and the probes do is the same for every ansible-core."""
-        tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/integration").glob("test_*.py"))
-        # Those of latencies run alone; the others beside one another, for each waits more than it works.
-        alone = [path for path in tests if path.endswith(ALONE)]
-        longest = [path for path in tests if path.endswith("test_remediation.py")]
-        rest = [path for path in tests if path not in (*alone, *longest)]
-        self.pytest("integration", MAIN, *alone, title="what measures latencies")
-        beside(
-            lambda: self.pytest("integration", MAIN, *longest, title="remediation"),
-            lambda: self.pytest("integration", MAIN, *rest, title="the lab, the record, the smoke test"),
-        )
+    # What the lab and the probes do is the same for every ansible-core, so the main Python has all of these.
 
-    def other_end(self) -> None:
+    def integration_of_latencies(self) -> None:
+        self.pytest("integration", MAIN, LATENCIES)
+
+    def integration_of_remediation(self) -> None:
+        self.pytest("integration", MAIN, REMEDIATION)
+
+    def integration(self) -> None:
+        tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/integration").glob("test_*.py"))
+        rest = [path for path in tests if path not in (LATENCIES, REMEDIATION)]
+        self.pytest("integration", MAIN, *rest, title="the rest of tests/integration")
+
+    def integration_at_the_other_end(self) -> None:
         """What depends on ansible-core, with the other Python."""
         for python in self.controllers("integration"):
             if python is not MAIN:
@@ -526,24 +532,23 @@ def main(arguments: list[str]) -> int:
     summary = Summary(parts)
     runner = Runner(summary)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Two at a time: on two cores one lane alone leaves half of them idle.
-    first = [[part for part in parts if part in lane] for lane in (("lint", "sanity"), ("unit",))]
-    integration = ["integration"] if "integration" in parts else []
-    last = [["other_end"] if integration else [], ["molecule"] if "molecule" in parts else []]
 
-    def go(lane: list[str]) -> None:
-        for part in lane:
+    def go(lane: Sequence[str]) -> None:
+        for name in lane:
+            part = name.partition("_")[0]
+            if part not in parts:
+                continue
             try:
-                getattr(runner, part)()
+                getattr(runner, name)()
             except Exception as error:  # noqa: BLE001 - a part that breaks is a failure of that part, not of the others
-                log = WORK / f"{part}-runner.log"
+                log = WORK / f"{name}-runner.log"
                 log.write_text(f"{type(error).__name__}: {error}\n")
                 summary.add(Result(part, "the runner itself", False, [str(error)]), log, 0)
 
     began = time.monotonic()
     try:
-        for lanes in (first, [integration], last):
-            beside(*(functools.partial(go, lane) for lane in lanes if lane))
+        for lanes in LANES:
+            beside(*(functools.partial(go, lane) for lane in lanes))
     except KeyboardInterrupt:
         runner.stop()
         print("\nstopped", file=sys.stderr)
