@@ -70,6 +70,13 @@ class StateDir:
 
     # Reading. Nothing is created, and what cannot be read is none.
 
+    def existing(self) -> str:
+        """The folder, or the nearest above it that is there."""
+        folder = self.path
+        while not os.path.isdir(folder) and os.path.dirname(folder) != folder:
+            folder = os.path.dirname(folder)
+        return folder
+
     def read(self, record_id: str) -> Record | None:
         return _record(self.record_path(record_id))
 
@@ -93,11 +100,8 @@ class StateDir:
 
     def prepare(self) -> None:
         """Make the folders, and refuse before that where there is no room for what must not be lost."""
-        existing = self.path
-        while not os.path.isdir(existing) and os.path.dirname(existing) != existing:
-            existing = os.path.dirname(existing)
         try:
-            free = os.statvfs(existing)
+            free = os.statvfs(self.existing())
         except OSError as error:
             raise Refused(f"{_cannot(self.path, error)}; nothing was changed.") from None
         room = free.f_bavail * free.f_frsize

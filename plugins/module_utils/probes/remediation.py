@@ -47,10 +47,7 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
     own = [remediation.summary(record) for record in records if record.get("runbook") == source["runbook"]]
     if source["value"] == "records":
         # Whether a change needs root is decided by who is looking.
-        existing = source["path"]
-        while not os.path.isdir(existing) and os.path.dirname(existing) != existing:
-            existing = os.path.dirname(existing)
-        evidence = {"uid": os.geteuid(), "writable": os.access(existing, os.W_OK), "lock": lock}
+        evidence = {"uid": os.geteuid(), "writable": os.access(state.existing(), os.W_OK), "lock": lock}
         cut = [
             record
             for record in own

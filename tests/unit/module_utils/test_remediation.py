@@ -581,6 +581,11 @@ def test_file_system_without_room(state, monkeypatch):
         "what is changed; make room, or set runbook_state_dir. Nothing was changed."
     )
     assert (state.all(), state.lock()) == ([], None)
+    # Nor is a folder made first.
+    new = StateDir(os.path.join(state.path, "new"))
+    with pytest.raises(Refused, match="has 1024 KiB left"):
+        new.prepare()
+    assert not os.path.exists(new.path)
 
 
 @pytest.mark.parametrize("what", ["begin", "rollback"])
