@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -425,15 +426,24 @@ def at_a_terminal(operator: Operator, answer: str, runbook: str, tags: str, *arg
     assert process.stdin is not None
     assert process.stdout is not None
     seen = b""
-    asked = False
-    while piece := os.read(process.stdout.fileno(), 65536):
-        seen += piece
-        if not asked and b"Type yes to go on" in seen:
-            asked = True
-            os.write(process.stdin.fileno(), f"{answer}\r".encode())
-    process.stdin.close()
-    process.stdout.close()
-    assert asked, seen.decode(errors="replace")
+    answered = False
+    end = time.monotonic() + 300
+    with process.stdin, process.stdout:
+        while time.monotonic() < end:
+            if not select.select([process.stdout], [], [], 2)[0]:
+                # Ansible throws away what is typed before it listens; who sees nothing types it again.
+                answered = False
+            else:
+                piece = os.read(process.stdout.fileno(), 65536)
+                if not piece:
+                    break
+                seen += piece
+            if not answered and b"Type yes to go on" in seen:
+                answered = True
+                os.write(process.stdin.fileno(), f"{answer}\r".encode())
+        else:
+            process.kill()
+    assert b"Type yes to go on" in seen, seen.decode(errors="replace")
     return process.wait(), seen.decode(errors="replace")
 
 
