@@ -20,7 +20,7 @@ import tempfile
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import masking
+from ansible_collections.oncall.runbooks.plugins.module_utils import durable, masking
 from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import Refused
 
 HIDDEN = "(a secret)"
@@ -310,7 +310,7 @@ def restored(path: str, backup: str, check: bool) -> Told:
         try:
             if new is None:
                 os.unlink(path)
-                _sync(os.path.dirname(path))
+                durable.sync_folder(os.path.dirname(path))
             else:
                 _replace(path, new, manifest["owner"], manifest["group"], int(manifest["mode"], 8))
         except OSError as error:
@@ -393,7 +393,7 @@ def _keep(
         if not os.path.isdir(backup):
             os.makedirs(backup, mode=0o700)
             os.chmod(backup, 0o700)
-            _sync(os.path.dirname(os.path.abspath(backup)))
+            durable.sync_folder(os.path.dirname(os.path.abspath(backup)))
         if manifest is None:
             about = os.stat(path) if old is not None else None
             if old is not None:
@@ -481,14 +481,4 @@ def _replace(path: str, content: bytes, owner: int = -1, group: int = -1, mode: 
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _sync(folder)
-
-
-def _sync(folder: str) -> None:
-    # Some file systems cannot do this for a folder, and it is done to what has happened already.
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    durable.sync_folder(folder)

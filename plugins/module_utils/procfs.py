@@ -61,6 +61,42 @@ def holders(inodes: t.Iterable[str]) -> list[int]:
     return found
 
 
+DELETED = " (deleted)"
+
+
+def open_files_of(inodes: t.Mapping[tuple[int, int], str], path: str) -> tuple[dict[int, set[str]], bool]:
+    """Who has one of these files open, by (device, inode): {pid: names}; and whether every process could be seen.
+
+    A file that was at `path` and is deleted counts as well, with `DELETED` after its name.
+    """
+    found: dict[int, set[str]] = {}
+    complete = True
+    for pid in pids():
+        folder = f"/proc/{pid}/fd"
+        try:
+            links = os.listdir(folder)
+        except PermissionError:
+            complete = False
+            continue
+        except OSError:
+            continue
+        for link in links:
+            try:
+                # What is not a path is no file, and a file of another mount namespace has another path.
+                target = os.readlink(f"{folder}/{link}")
+                if not target.startswith("/"):
+                    continue
+                status = os.stat(f"{folder}/{link}")
+            except OSError:
+                continue
+            name = inodes.get((status.st_dev, status.st_ino))
+            if target == path + DELETED:
+                name = os.path.basename(target)
+            if name is not None:
+                found.setdefault(pid, set()).add(name)
+    return found, complete
+
+
 def user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name

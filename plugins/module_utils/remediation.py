@@ -15,10 +15,11 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 import typing as t
 from datetime import datetime, timezone
+
+from ansible_collections.oncall.runbooks.plugins.module_utils import durable
 
 SCHEMA = "oncall.runbooks/remediation/1"
 KEPT_RECORDS = 50
@@ -120,7 +121,7 @@ class StateDir:
                 if not os.path.isdir(folder):
                     os.makedirs(folder, exist_ok=True)
                     os.chmod(folder, mode)
-                    _sync_folder(os.path.dirname(folder))
+                    durable.sync_folder(os.path.dirname(folder))
         except OSError as error:
             raise Refused(f"{_cannot(self.path, error)}; nothing was changed.") from None
 
@@ -179,7 +180,7 @@ class StateDir:
             lock = _load(self.lock_file)
             if lock and lock.get("record") == record_id and (owner is None or lock.get("owner") == _person(owner)):
                 os.unlink(self.lock_file)
-                _sync_folder(self.path)
+                durable.sync_folder(self.path)
 
     def write(self, record: Record) -> None:
         self._write(self.record_path(record["id"]), record)
@@ -189,7 +190,7 @@ class StateDir:
         folder = self.private(record_id)
         os.makedirs(folder, mode=0o700, exist_ok=True)
         path = os.path.join(folder, name)
-        _write(path, content, 0o600)
+        durable.write(path, content.encode(), 0o600)
         return path
 
     def add_line(self, line: str) -> None:
@@ -213,7 +214,7 @@ class StateDir:
             os.unlink(path)
 
     def _write(self, path: str, data: t.Any) -> None:
-        _write(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n", 0o644)
+        durable.write(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode(), 0o644)
 
 
 def strikes(records: t.Iterable[Record], step: str, now: float) -> int:
@@ -420,29 +421,3 @@ def _record(path: str) -> Record | None:
 
 def _damaged(path: str, why: object) -> Refused:
     return Refused(f"{path} is damaged ({why}); look at it, and move it away when its remediation is settled.")
-
-
-def _write(path: str, content: str, mode: int) -> None:
-    """Replace a file so that a crash at any moment leaves the old content or the new."""
-    folder = os.path.dirname(path)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-        _sync_folder(folder)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,691 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Look at a SQLite database file without leaving a trace: no file made, nothing written, no checkpoint.
+
+SQLite itself is not careful enough for that: asked to read only, it creates a missing -wal and -shm, and resets the
+-shm of a client that was killed. So which way it may be opened is decided here, see `_way`. The file format is that of
+https://www.sqlite.org/fileformat2.html, the lock bytes are those of https://www.sqlite.org/src/file/src/os.h.
+
+A process loses all its locks on a file when it closes any descriptor of it, and SQLite's are such locks. So nothing
+here opens the file by itself while a connection to it is open, and one thread at a time reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+import shutil
+import sqlite3
+import stat
+import struct
+import tempfile
+import threading
+import time
+import typing as t
+import urllib.parse
+
+from ansible_collections.oncall.runbooks.plugins.module_utils import procfs
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
+
+T = t.TypeVar("T")
+
+STATES = ("ok", "missing", "empty", "not_a_database", "encrypted", "locked", "corrupt_index", "corrupt", "unknown")
+DEPTHS = ("header", "quick", "full")
+SIDECARS = ("-wal", "-shm", "-journal")
+
+MAGIC = b"SQLite format 3\0"
+_JOURNAL_MAGIC = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
+# What else looks random from its first byte on.
+_COMPRESSED = (
+    b"\x1f\x8b",
+    b"\x28\xb5\x2f\xfd",
+    b"\xfd7zXZ\0",
+    b"BZh",
+    b"PK\x03\x04",
+    b"7z\xbc\xaf",
+    b"\x04\x22\x4d\x18",
+)
+_LOCK_FIRST, _RESERVED, _LOCK_LAST = 0x40000000, 0x40000001, 0x400001FF
+# Writes within one tick of the kernel's clock leave the same modification time.
+_TICK = 0.05
+MOST_ERRORS = 100
+SHOWN_ERRORS = 20
+# Whether only indexes are damaged is tried out in memory up to this size.
+IN_MEMORY = 32 << 20
+_NETWORK = re.compile(
+    r"^(nfs\d?|cifs|smb\d?|smbfs|ceph|9p|afs|lustre|beegfs|glusterfs|fuse\.(sshfs|glusterfs|ceph.*|s3fs))$"
+)
+# What the messages of integrity_check say of an index alone; of a duplicate it is the table's rows that are wrong.
+_OF_INDEX = re.compile(r"missing from index |^wrong # of entries in index |^rowid not at end-of-record .* of index")
+_OF_TREE = re.compile(r"^Tree (\d+) ")
+_HARMLESS = re.compile(r"Page \d+(?: is|:) never used$|^\*\*\* in database main \*\*\*$")
+
+
+_one_at_a_time = threading.RLock()
+
+
+class Changed(Exception):
+    """The file was written to while it was read in a way that does not bear it."""
+
+
+def uri(path: str, **parameters: t.Any) -> str:
+    """The path as SQLite's URI: names may hold spaces, quotes, `?`, `#` and `%`."""
+    quoted = urllib.parse.quote_from_bytes(os.fsencode(os.path.abspath(path)))
+    return f"file://{quoted}?{urllib.parse.urlencode(parameters)}"
+
+
+def connect(path: str, timeout: float = 5.0, **parameters: t.Any) -> sqlite3.Connection:
+    """A connection without Python's own transactions, for any thread. The schema may not run anything."""
+    connection = sqlite3.connect(
+        uri(path, **parameters), uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
+    )
+    connection.execute("PRAGMA trusted_schema=OFF")
+    # Text that is not UTF-8 is data too.
+    connection.text_factory = lambda value: value.decode("utf-8", "surrogateescape")
+    return connection
+
+
+def identifier(name: str) -> str:
+    """A table's or column's name in SQL, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """The first hundred bytes."""
+
+    page_size: int
+    wal: bool
+    page_count: int
+    freelist_count: int
+    user_version: int
+    application_id: int
+    encoding: str
+
+    @classmethod
+    def parse(cls, page: bytes) -> Header | None:
+        if len(page) < 100 or not page.startswith(MAGIC):
+            return None
+        (size,) = struct.unpack_from(">H", page, 16)
+        counter, pages, _trunk, free = struct.unpack_from(">IIII", page, 24)
+        (encoding, user_version) = struct.unpack_from(">Ii", page, 56)
+        (application_id,) = struct.unpack_from(">i", page, 68)
+        (valid_for,) = struct.unpack_from(">I", page, 92)
+        return cls(
+            page_size=65536 if size == 1 else size,
+            wal=page[18] == 2 or page[19] == 2,
+            # Versions before 3.7 left the count alone, and the counters then differ.
+            page_count=pages if counter == valid_for else 0,
+            freelist_count=free,
+            user_version=user_version,
+            application_id=application_id,
+            encoding={1: "UTF-8", 2: "UTF-16le", 3: "UTF-16be"}.get(encoding, f"encoding {encoding}"),
+        )
+
+
+def without_header(page: bytes, size: int) -> tuple[str, str]:
+    """The state of a file that does not begin as a database does, and the sentence for it."""
+    plausible = len(page) >= 100 and page[21:24] == bytes([64, 32, 32]) and page[18] in (1, 2) and page[19] in (1, 2)
+    if plausible and len(page) > 108 and page[100] in (0x05, 0x0D):
+        return "corrupt", "its first bytes are overwritten; what follows them is a SQLite database"
+    counts = [page.count(bytes([value])) for value in set(page)]
+    entropy = -sum(count / len(page) * math.log2(count / len(page)) for count in counts)
+    # Random bytes have nearly as much as there can be; in 512 of them not every value occurs.
+    random = entropy > 0.97 * min(8.0, math.log2(len(page))) - (0.15 if len(page) < 4096 else 0.0)
+    if (plausible or random) and size % 512 == 0 and not page.startswith(_COMPRESSED):
+        return "encrypted", "it has no SQLite header, and its bytes are random: encrypted (SQLCipher, SEE), or noise"
+    return "not_a_database", f"it begins with {page[:16]!r}, not with {MAGIC!r}"
+
+
+# Who has it.
+
+
+@dataclasses.dataclass
+class Holders:
+    """Who has a database open. Who is not root does not see everybody, but everybody's locks."""
+
+    found: list[dict[str, t.Any]]
+    complete: bool
+
+    def __str__(self) -> str:
+        return ", ".join(f"{one['name']} (PID {one['pid']}, {one['user']})" for one in self.found)
+
+
+def holders(path: str) -> Holders:
+    """The processes that have the database or one of its sidecars open, this one excepted."""
+    inodes: dict[tuple[int, int], str] = {}
+    for suffix in ("", *SIDECARS):
+        with contextlib.suppress(OSError):
+            status = os.stat(path + suffix)
+            inodes[status.st_dev, status.st_ino] = os.path.basename(path) + suffix
+    open_files, complete = procfs.open_files_of(inodes, path)
+    locks = _locks(inodes)
+    found = []
+    for pid in sorted({*open_files, *locks} - {os.getpid()}):
+        try:
+            owner = procfs.user(os.stat(f"/proc/{pid}").st_uid)
+        except OSError:
+            continue
+        files = sorted(open_files.get(pid) or set(locks[pid]))
+        found.append({"pid": pid, "name": procfs.name(pid), "user": owner, "files": files, "locks": locks.get(pid, {})})
+    return Holders(found, complete)
+
+
+def lost_writers(held: Holders) -> list[str]:
+    """Sentences about who writes to a file that has no name any more."""
+    return [
+        f"{one['name']} (PID {one['pid']}) has a deleted file of this name open, and what it writes is lost when it "
+        f"ends: save it with cp /proc/{one['pid']}/fd/N, then restart the process"
+        for one in held.found
+        if any(file.endswith(procfs.DELETED) for file in one["files"])
+    ]
+
+
+def _locks(inodes: t.Mapping[tuple[int, int], str]) -> dict[int, dict[str, str]]:
+    """Who has which lock on these files: {pid: {file: lock}}, with SQLite's names for those on the database."""
+    try:
+        lines = procfs.read("/proc/locks").splitlines()
+    except OSError:
+        return {}
+    by_inode = {(os.major(dev), os.minor(dev), inode): name for (dev, inode), name in inodes.items()}
+    found: dict[int, dict[str, str]] = {}
+    for line in lines:
+        match = re.match(r"\d+: POSIX +\w+ +(\w+) +(\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) (\d+) (\d+|EOF)$", line)
+        if not match:
+            continue
+        file = by_inode.get((int(match[3], 16), int(match[4], 16), int(match[5])))
+        if file is None:
+            continue
+        kind, first = match[1], int(match[6])
+        lock = "shared"
+        if kind == "WRITE" and _LOCK_FIRST <= first <= _LOCK_LAST:
+            lock = "reserved" if first == _RESERVED else "exclusive"
+        elif kind == "WRITE":
+            lock = "write"
+        before = found.setdefault(int(match[2]), {}).get(file)
+        if before in (None, "shared") or lock == "exclusive":
+            found[int(match[2])][file] = lock
+    return found
+
+
+def _who_locks(path: str, *, kinds: t.Collection[str]) -> list[str]:
+    """Who has one of these locks on the database itself."""
+    status = os.stat(path)
+    mine = os.getpid()
+    locks = _locks({(status.st_dev, status.st_ino): ""})
+    return [f"{procfs.name(pid)} (PID {pid})" for pid, own in locks.items() if own[""] in kinds and pid != mine]
+
+
+# Where it lies.
+
+
+def filesystem(path: str) -> str:
+    """The type of the filesystem that a path is on, or ''."""
+    best, kind = "", ""
+    with contextlib.suppress(OSError):
+        for line in procfs.read("/proc/self/mountinfo").splitlines():
+            left, _dash, right = line.partition(" - ")
+            point = re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), left.split()[4])
+            inside = path == point or path.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best):
+                best, kind = point, right.split()[0]
+    return kind
+
+
+def is_network(kind: str) -> bool:
+    return bool(_NETWORK.match(kind))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def me() -> str:
+    return procfs.user(os.geteuid())
+
+
+def cannot(path: str, error: OSError) -> NoAnswer:
+    """What it means that the system refuses."""
+    if isinstance(error, PermissionError):
+        return NoAnswer(f"{path} may not be read by {me()}; run with -b.", "permission")
+    return NoAnswer(f"{path} cannot be read: {error.strerror}.")
+
+
+def first_page(path: str) -> tuple[bytes, os.stat_result] | None:
+    """The first bytes of a file and what stat says of it; None where there is none."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise NoAnswer(f"{path} is no regular file; name the database's file.", "no data")
+        with open(path, "rb") as file:
+            return file.read(4096), status
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot(path, error) from None
+
+
+def header_of(path: str) -> Header | None:
+    found = first_page(path)
+    return Header.parse(found[0]) if found else None
+
+
+# Opening.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """How a database may be read: in place, in place as if nobody could write to it, or in a copy."""
+
+    parameters: dict[str, t.Any]
+    copied: bool = False
+    # What must not change meanwhile, where SQLite takes no lock.
+    fingerprint: tuple[t.Any, ...] | None = None
+
+
+def _fingerprint(path: str) -> tuple[t.Any, ...]:
+    status = os.stat(path)
+    return (
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        *(_size(path + suffix) for suffix in ("-wal", "-journal")),
+    )
+
+
+def is_hot(path: str) -> bool:
+    """Whether a transaction was cut off: its journal is to be rolled back, and nobody is at it."""
+    try:
+        with open(path + "-journal", "rb") as file:
+            if file.read(8) != _JOURNAL_MAGIC:
+                return False
+    except OSError:
+        return False
+    return not _who_locks(path, kinds=("reserved", "exclusive"))
+
+
+def _way(path: str, wal: bool) -> _Way:
+    if not wal:
+        if not is_hot(path):
+            return _Way({"mode": "ro"})
+        return _Way({"mode": "rw"}, copied=True, fingerprint=_fingerprint(path))
+    if not _size(path + "-wal") and not os.path.exists(path + "-shm"):
+        # The file alone is all there is, and opening it in any other way would create the other two.
+        age = time.time() - os.stat(path).st_mtime
+        if 0 <= age < _TICK:
+            time.sleep(_TICK - age)
+        return _Way({"mode": "ro", "immutable": 1}, fingerprint=_fingerprint(path))
+    if os.path.exists(path + "-shm"):
+        # With a -shm that it may not write to, SQLite reads the log of a client that was killed without touching it.
+        return _Way({"mode": "ro", "readonly_shm": 1})
+    return _Way({"mode": "rw"}, copied=True, fingerprint=_fingerprint(path))
+
+
+@contextlib.contextmanager
+def _scratch(path: str) -> t.Iterator[str]:
+    """A copy of the database with its log or journal, for this process only."""
+    needed = sum(_size(path + suffix) for suffix in ("", "-wal", "-journal"))
+    folder = tempfile.mkdtemp(prefix="oncall-sqlite-")
+    try:
+        free = shutil.disk_usage(folder).free
+        if 2 * needed > free:
+            raise NoAnswer(
+                f"{path} was left by a client that was killed and can only be read in a copy; set TMPDIR to a "
+                f"folder with {2 * needed >> 20} MiB free, {os.path.dirname(folder)} has {free >> 20}.",
+                "no space",
+            )
+        copy = os.path.join(folder, "copy.db")
+        for suffix in ("", "-wal", "-journal"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(path + suffix, copy + suffix)
+        yield copy
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read(
+    path: str, function: t.Callable[[sqlite3.Connection], T], timeout: float = 5.0, *, as_client: bool = False
+) -> T:
+    """Call the function with a connection that reads the database as it is, its log included, and leaves no trace.
+
+    Who is no mere onlooker reads `as_client`, where the database is written to again and again: like any other client
+    of SQLite. Raise Locked while somebody keeps it from being read, sqlite3.DatabaseError for damage.
+    """
+    with _one_at_a_time:
+        return _read(path, function, timeout, as_client)
+
+
+def _read(path: str, function: t.Callable[[sqlite3.Connection], T], timeout: float, as_client: bool) -> T:
+    deadline = time.monotonic() + timeout
+    way = None
+    while True:
+        try:
+            return _read_once(path, function, max(0.1, deadline - time.monotonic()), way)
+        except (Changed, FileNotFoundError):
+            if as_client and os.path.exists(path):
+                way = _Way({"mode": "rw"})
+            # Written to, or a sidecar came or went between looking and opening.
+            if time.monotonic() > deadline:
+                raise Locked(f"{path} is written to without a pause; a longer timeout may find one.") from None
+        except sqlite3.OperationalError as error:
+            said = str(error)
+            if "locked" in said or "busy" in said:
+                who = ", ".join(_who_locks(path, kinds=("exclusive", "reserved")))
+                raise Locked(
+                    f"{path} is locked by {who or 'a process that cannot be seen'}; wait for its end."
+                ) from None
+            if "unable to open" in said or "readonly database" in said:
+                if time.monotonic() < deadline:
+                    time.sleep(_TICK)
+                    continue
+                raise NoAnswer(
+                    f"{path} or its -wal or -shm cannot be opened by {me()} ({said}); run with -b.", "permission"
+                ) from None
+            raise
+        time.sleep(_TICK)
+
+
+class Locked(Exception):
+    """Somebody keeps the database from being read, or written; the message is one sentence."""
+
+
+def _read_once(path: str, function: t.Callable[[sqlite3.Connection], T], timeout: float, way: _Way | None = None) -> T:
+    header = header_of(path)
+    if header is None:
+        raise Changed
+    way = way or _way(path, header.wal)
+    if way.fingerprint and _who_locks(path, kinds=("exclusive",)):
+        raise sqlite3.OperationalError("database is locked")
+    with contextlib.ExitStack() as stack:
+        where = stack.enter_context(_scratch(path)) if way.copied else path
+        if way.copied and _fingerprint(path) != way.fingerprint:
+            raise Changed
+        connection = stack.enter_context(contextlib.closing(connect(where, timeout, **way.parameters)))
+        try:
+            result = function(connection)
+        except sqlite3.DatabaseError:
+            if way.fingerprint and _fingerprint(path) != way.fingerprint:
+                raise Changed from None
+            raise
+    if way.fingerprint and not way.copied and _fingerprint(path) != way.fingerprint:
+        raise Changed
+    return result
+
+
+# What is in it.
+
+
+def tables(connection: sqlite3.Connection, schema: str = "main") -> list[str]:
+    """The tables with rows of their own: without SQLite's, and without virtual ones, whose rows are in other tables."""
+    query = (
+        f"SELECT name FROM {schema}.sqlite_master WHERE type = 'table' "  # noqa: S608 - main or an attached one
+        "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
+    )
+    return [str(row[0]) for row in connection.execute(query)]
+
+
+def counts(connection: sqlite3.Connection) -> dict[str, int]:
+    """Rows per table, counted in the tables and not in an index, which may be damaged."""
+    return {name: count(connection, name) for name in tables(connection)}
+
+
+def count(connection: sqlite3.Connection, table: str) -> int:
+    query = f"SELECT count(*) FROM {identifier(table)} NOT INDEXED"  # noqa: S608 - quoted
+    return int(connection.execute(query).fetchone()[0])
+
+
+@dataclasses.dataclass
+class Checked:
+    """What the checks of one depth found."""
+
+    errors: list[str]
+    # index, data, foreign_keys
+    damage: list[str]
+    finished: bool = True
+
+    @property
+    def state(self) -> str:
+        if not self.damage:
+            return "ok" if self.finished else "unknown"
+        return "corrupt_index" if self.damage == ["index"] else "corrupt"
+
+
+def check(connection: sqlite3.Connection, depth: str, budget: float | None = None) -> Checked:
+    """quick_check or integrity_check, then foreign_key_check, within so many seconds."""
+    if depth == "header":
+        return Checked([], [])
+    deadline = time.monotonic() + budget if budget else float("inf")
+    pragma = "quick_check" if depth == "quick" else "integrity_check"
+    if budget:
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, 20000)
+    errors: list[str] = []
+    try:
+        try:
+            for (message,) in connection.execute(f"PRAGMA {pragma}({MOST_ERRORS})"):
+                if message != "ok":
+                    errors.extend(str(message).splitlines())
+        except sqlite3.DatabaseError as error:
+            if _is_no_damage(error):
+                raise
+            errors.append(f"{pragma} ends with: {error}")
+        if errors:
+            return Checked(errors, [_kind_of_damage(connection, errors)])
+        broken = _broken_references(connection)
+    except sqlite3.OperationalError as error:
+        if str(error) != "interrupted":
+            raise
+        return Checked([f"{pragma} and foreign_key_check did not end within {budget:g} s"], [], finished=False)
+    finally:
+        connection.set_progress_handler(None, 0)
+    return Checked(broken, ["foreign_keys"] if broken else [])
+
+
+def _is_no_damage(error: sqlite3.DatabaseError) -> bool:
+    return any(word in str(error) for word in ("locked", "busy", "unable to open", "interrupted", "readonly"))
+
+
+def _broken_references(connection: sqlite3.Connection) -> list[str]:
+    found: dict[tuple[str, str], list[t.Any]] = {}
+    try:
+        for table, rowid, parent, _number in connection.execute("PRAGMA foreign_key_check"):
+            found.setdefault((table, parent), []).append(rowid)
+    except sqlite3.OperationalError as error:
+        if "foreign key mismatch" not in str(error):
+            raise
+        return [str(error)]
+    return [
+        f"{len(rows)} rows of {table} refer to rows of {parent} that do not exist"
+        + (f", rowid {rows[0]} first" if rows[0] is not None else "")
+        for (table, parent), rows in found.items()
+    ]
+
+
+def _kind_of_damage(connection: sqlite3.Connection, errors: t.Sequence[str]) -> str:
+    """index, where rebuilding the indexes would mend all of it; else data."""
+    try:
+        size = (
+            connection.execute("PRAGMA page_count").fetchone()[0] * connection.execute("PRAGMA page_size").fetchone()[0]
+        )
+        if size <= IN_MEMORY:
+            with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+                connection.backup(copy)
+                return "index" if reindex_mends(copy) else "data"
+        indexes = {row[0] for row in connection.execute("SELECT rootpage FROM sqlite_master WHERE type = 'index'")}
+    except sqlite3.DatabaseError:
+        return "data"
+    serious = [message for message in errors if not _HARMLESS.search(message)]
+
+    def of_index(message: str) -> bool:
+        tree = _OF_TREE.match(message)
+        return bool(_OF_INDEX.search(message)) or bool(tree and int(tree[1]) in indexes)
+
+    return "index" if serious and all(map(of_index, serious)) else "data"
+
+
+def reindex_mends(copy: sqlite3.Connection) -> bool:
+    """Rebuild all indexes of a copy, and see whether it is sound then and has as many rows as before."""
+    try:
+        before = counts(copy)
+        copy.execute("REINDEX")
+        sound = [row[0] for row in copy.execute("PRAGMA integrity_check(1)")] == ["ok"]
+        return sound and counts(copy) == before
+    except sqlite3.DatabaseError:
+        return False
+
+
+_ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, 33)  # 33: SQLITE_RECURSIVE
+
+
+def one_value(connection: sqlite3.Connection, query: str) -> t.Any:
+    """The value that a query for one row with one column gives. Anything but reading is refused."""
+    connection.set_authorizer(lambda action, *_about: sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY)
+    try:
+        rows = connection.execute(query).fetchmany(2)
+    except sqlite3.DatabaseError as error:
+        if "malformed" in str(error) or _is_no_damage(error):
+            raise
+        raise NoAnswer(f"The query is refused: {error}; it is one SELECT of one row with one column.") from None
+    except sqlite3.Warning as error:
+        raise NoAnswer(f"The query is refused: {error}; it is one SELECT of one row with one column.") from None
+    finally:
+        connection.set_authorizer(None)
+    if len(rows) != 1 or len(rows[0]) != 1:
+        shape = f"{len(rows[0])} columns" if rows and len(rows[0]) != 1 else "no row" if not rows else "several rows"
+        raise NoAnswer(f"The query gives {shape}; it is one SELECT of one row with one column.", "no data")
+    value = rows[0][0]
+    return value.hex() if isinstance(value, bytes) else value
+
+
+Seen = dict[str, t.Any]
+
+
+def look(
+    path: str,
+    depth: str = "quick",
+    *,
+    expect_tables: t.Sequence[str] = (),
+    count_tables: bool = False,
+    queries: t.Mapping[str, str] | None = None,
+    timeout: float = 5.0,
+    budget: float | None = None,
+) -> Seen:
+    """Everything that can be told of a database file; see the return values of the module sqlite_info.
+
+    Raise NoAnswer where the file may not be read at all.
+    """
+    with _one_at_a_time:
+        return _look(os.path.realpath(path), depth, expect_tables, count_tables, queries, timeout, budget)
+
+
+def _look(
+    real: str,
+    depth: str,
+    expect_tables: t.Sequence[str],
+    count_tables: bool,
+    queries: t.Mapping[str, str] | None,
+    timeout: float,
+    budget: float | None,
+) -> Seen:
+    seen: Seen = {
+        "path": real,
+        "state": "missing",
+        "errors": [],
+        "depth": depth,
+        "damage": [],
+        "limits": [],
+        "size_bytes": None,
+        "modified_at": None,
+        "page_size": None,
+        "page_count": None,
+        "freelist_count": None,
+        "journal_mode": None,
+        "wal_bytes": _size(real + "-wal"),
+        "hot_journal": False,
+        "application_id": None,
+        "user_version": None,
+        "encoding": None,
+        "tables": None,
+        "tables_missing": [],
+        "rows": None,
+        "values": None,
+        "holders": [],
+        "holders_complete": True,
+        "filesystem": filesystem(real),
+        "disk_free_bytes": None,
+    }
+    with contextlib.suppress(OSError):
+        seen["disk_free_bytes"] = shutil.disk_usage(os.path.dirname(real)).free
+    held = holders(real)
+    seen.update(holders=held.found, holders_complete=held.complete, limits=lost_writers(held))
+    found = first_page(real)
+    if found is None:
+        leftovers = [real + suffix for suffix in SIDECARS if os.path.exists(real + suffix)]
+        seen["errors"] = [f"{real} does not exist" + (f", but {', '.join(leftovers)} does" if leftovers else "")]
+        return seen
+    page, status = found
+    seen.update(
+        size_bytes=status.st_size,
+        modified_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(status.st_mtime)),
+    )
+    if not held.complete:
+        seen["limits"].append(f"{me()} does not see every process that has it open; run with -b")
+    if not page:
+        seen.update(state="empty", errors=[f"{real} is empty: 0 bytes, no table"])
+        return seen
+    header = Header.parse(page)
+    if header is None:
+        seen["state"], why = without_header(page, status.st_size)
+        seen["errors"] = [f"{real}: {why}"]
+        return seen
+    seen.update(
+        page_size=header.page_size,
+        page_count=header.page_count or -(-status.st_size // max(1, header.page_size)),
+        freelist_count=header.freelist_count,
+        journal_mode="wal" if header.wal else "delete",
+        hot_journal=is_hot(real),
+        application_id=header.application_id,
+        user_version=header.user_version,
+        encoding=header.encoding,
+    )
+    if is_network(seen["filesystem"]):
+        seen["limits"].append(
+            f"it is on {seen['filesystem']}, a network filesystem: what other hosts have open or locked is not seen"
+        )
+        if header.wal:
+            seen["limits"].append("its write-ahead log cannot be read safely there, so only the header was looked at")
+            seen["state"] = "unknown"
+            return seen
+
+    def everything(connection: sqlite3.Connection) -> None:
+        seen["tables"] = tables(connection)
+        for key in ("page_count", "freelist_count", "application_id", "user_version"):
+            seen[key] = connection.execute(f"PRAGMA {key}").fetchone()[0]
+        checked = check(connection, depth, budget)
+        seen.update(errors=checked.errors[:SHOWN_ERRORS], damage=checked.damage, state=checked.state)
+        if not checked.finished:
+            seen["limits"] += checked.errors
+        if count_tables:
+            seen["rows"] = counts(connection)
+        if queries:
+            seen["values"] = {name: one_value(connection, query) for name, query in queries.items()}
+
+    try:
+        read(real, everything, timeout)
+    except Locked as error:
+        seen.update(state="locked", errors=[str(error)])
+    except sqlite3.DatabaseError as error:
+        seen.update(state=_state_of(error), damage=["data"], errors=[*seen["errors"], f"{real}: {error}"])
+    if seen["tables"] is not None:
+        seen["tables_missing"] = sorted(set(expect_tables) - set(seen["tables"]))
+    return seen
+
+
+def _state_of(error: sqlite3.DatabaseError) -> str:
+    # With a header that is one, but a first page that is none: some encryptions leave the header in clear.
+    return "encrypted" if "encrypted" in str(error) else "corrupt"

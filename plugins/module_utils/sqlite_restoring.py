@@ -1,0 +1,680 @@
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Put a backup of a SQLite database back, without losing what is there now.
+
+In order: what is there is looked at; the backup is copied beside it, verified there and compared; then the database
+that is there goes into quarantine, and the copy takes its place. Two ways lead there.
+
+online   SQLite itself overwrites the database, in one transaction and in the same inode: clients that have it open see
+         the new rows with their next statement, and a kill leaves the old database or the new one.
+offline  the file is replaced by rename. It works on what SQLite cannot open, and only while nobody has it open: who
+         had would go on writing to a file without a name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+import time
+import typing as t
+from datetime import datetime, timezone
+
+from ansible_collections.oncall.runbooks.plugins.module_utils import durable, sqlite_backups, sqlite_files
+from ansible_collections.oncall.runbooks.plugins.module_utils.sqlite_backups import MANIFEST, Manifest, Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils.sqlite_files import Locked, identifier
+
+LATEST = "latest_verified"
+METHODS = ("auto", "online", "offline")
+_TIME = re.compile(r"(_at|_time|_on|timestamp|time|date|created|updated|modified)$", re.IGNORECASE)
+_TIME_TYPES = ("DATETIME", "TIMESTAMP", "DATE")
+
+Told = dict[str, t.Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """As the module sqlite_restore documents them."""
+
+    path: str
+    backup: str = LATEST
+    backup_dir: str | None = None
+    pattern: str = sqlite_backups.PATTERN
+    expect_tables: t.Sequence[str] = ()
+    method: str = "auto"
+    raise_counters: t.Sequence[t.Mapping[str, t.Any]] = ()
+    timeout: float = 30.0
+
+
+@dataclasses.dataclass
+class Staged:
+    """A backup that was copied and verified; `path` is the copy, None where the quarantine says: there was no file."""
+
+    source: str
+    path: str | None
+    manifest: Manifest | None
+    taken_at: float
+    state: str
+    warnings: list[str]
+
+
+def restore(options: Options, check: bool) -> Told:
+    """Restore, or tell what would be done; see the return values of the module sqlite_restore."""
+    path = os.path.realpath(options.path)
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise Refused(f"{folder} does not exist; correct path, or create the folder.")
+    seen = sqlite_files.look(path, "full", timeout=options.timeout)
+    told: Told = {
+        "action": "none",
+        "state": seen["state"],
+        "errors": seen["errors"],
+        "holders": seen["holders"],
+        "method": None,
+        "backup": None,
+        "backup_taken_at": None,
+        "quarantine": None,
+        "lost": {},
+        "undo": None,
+        "warnings": [],
+        "counters": [],
+    }
+    if seen["state"] == "locked":
+        raise Refused(f"{path} cannot be restored now: {seen['errors'][0]}", **told)
+    if seen["state"] == "unknown":
+        raise Refused(f"{path} cannot be judged: {'; '.join(seen['limits'])}.", **told)
+    undoing = os.path.isfile(_quarantined(options.backup, path) + MANIFEST)
+    if seen["state"] == "corrupt_index" and not undoing:
+        if not check:
+            _reindex(path, options.timeout)
+        return {**told, "action": "reindexed"}
+    parent = tempfile.gettempdir() if check else folder
+    with sqlite_backups.work_folder(parent, os.path.basename(path)) as work:
+        try:
+            staged = _stage(options, path, work)
+            told.update(
+                backup=staged.source, backup_taken_at=sqlite_backups.utc(staged.taken_at), warnings=staged.warnings
+            )
+            return _restore(options, path, seen, staged, told, work, check)
+        except OSError as error:
+            raise Refused(f"{path} cannot be restored: {error}; nothing was changed.", **told) from None
+
+
+def _restore(
+    options: Options, path: str, seen: sqlite_files.Seen, staged: Staged, told: Told, work: str, check: bool
+) -> Told:
+    if staged.path is not None:
+        told["counters"] = _raise_counters(options, path, seen, staged.path)
+        difference = compare(path, seen, staged, options.timeout)
+        told["lost"] = difference.lost
+        told["warnings"] = [*told["warnings"], *difference.notes]
+        if difference.equal:
+            return told
+    elif seen["state"] == "missing":
+        return told
+    told["action"] = "restored"
+    told["method"] = _method(options.method, path, seen, staged)
+    if check:
+        return told
+    room = sum(os.path.getsize(path + suffix) for suffix in ("", "-wal") if os.path.exists(path + suffix))
+    room += os.path.getsize(staged.path) if staged.path else 0
+    sqlite_backups.require_space(os.path.dirname(path), room, "the quarantine and the restored database")
+    quarantine = _new_folder(path)
+    if told["method"] == "online":
+        _online(path, t.cast(str, staged.path), quarantine, seen, options.timeout)
+    else:
+        _offline(path, staged, quarantine, seen)
+    told["quarantine"] = quarantine
+    # Numbers that are given out in the meantime count as well.
+    counters = [dict(counter) for counter in options.raise_counters]
+    told["undo"] = {"path": path, "backup": quarantine, **({"raise_counters": counters} if counters else {})}
+    _verify(path, staged, told, options.timeout)
+    return told
+
+
+# The backup.
+
+
+def _quarantined(backup: str, path: str) -> str:
+    """The database in a quarantine, where `backup` is one."""
+    return os.path.join(os.path.realpath(backup), os.path.basename(path))
+
+
+def _stage(options: Options, path: str, work: str) -> Staged:
+    """Copy the wanted backup into the work folder and verify it there."""
+    if options.backup == LATEST or (day := sqlite_backups.day_of(options.backup)):
+        if not options.backup_dir:
+            raise Refused(f"backup is {options.backup}, which is looked for in backup_dir; give backup_dir.")
+        found = sqlite_backups.candidates(options.backup_dir, path, options.pattern)
+        if options.backup == LATEST:
+            # One that was verified when it was taken is preferred to a younger copy of unknown origin.
+            found = [it for it in found if it[2]] + [it for it in found if not it[2]]
+            what = "no backup"
+        else:
+            found, what = sqlite_backups.of_day(found, t.cast("t.Any", day)), f"no backup of {day}"
+        passed_over = []
+        for taken_at, source, manifest in found:
+            try:
+                staged = _verified(source, taken_at, manifest, options, work)
+            except Refused as error:
+                passed_over.append(str(error))
+                continue
+            staged.warnings = [*passed_over, *staged.warnings]
+            return staged
+        name = os.path.basename(path)
+        why = f": {' '.join(passed_over)}" if passed_over else f" of {name}, as {options.pattern}."
+        raise Refused(f"{options.backup_dir} has {what} that can be trusted{why} Nothing was changed.")
+    source = os.path.abspath(options.backup)
+    if os.path.isdir(source):
+        source = _quarantined(source, path)
+    manifest = sqlite_backups.load_manifest(source)
+    if manifest is None and os.path.isdir(options.backup):
+        return _of_nothing(options, source)
+    try:
+        about = os.stat(source)
+    except OSError as error:
+        raise Refused(f"{options.backup} cannot be read as a backup: {error.strerror}; correct backup.") from None
+    if os.path.exists(path) and os.path.samefile(source, path):
+        raise Refused(f"backup is {options.backup}, which is the database itself; name a backup.")
+    taken_at = sqlite_backups.seconds(manifest["taken_at"]) if manifest else about.st_mtime
+    return _verified(source, taken_at, manifest, options, work)
+
+
+def _of_nothing(options: Options, source: str) -> Staged:
+    """A quarantine of a database that did not exist."""
+    manifest = sqlite_backups.read_manifest(source)
+    if not manifest or manifest.get("kind") != "quarantine" or manifest["state"] != "missing":
+        raise Refused(f"{options.backup} is a folder and no quarantine of {options.path}; name a backup.")
+    return Staged(os.path.dirname(source), None, manifest, sqlite_backups.seconds(manifest["taken_at"]), "missing", [])
+
+
+def _verified(source: str, taken_at: float, manifest: Manifest | None, options: Options, work: str) -> Staged:
+    staged = os.path.join(work, "staged.db")
+    sidecars = [suffix for suffix in ("-wal", "-journal") if os.path.exists(source + suffix)]
+    for suffix in ("", *sqlite_files.SIDECARS):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(staged + suffix)
+    size = max(os.stat(source).st_size, (manifest or {}).get("page_count", 0) * (manifest or {}).get("page_size", 0))
+    sqlite_backups.require_space(work, size, "the copy of the backup")
+    warnings = []
+    digest = sqlite_backups.unpack(source, staged)
+    if manifest is None:
+        warnings.append(f"{source} has no manifest: that it is what was saved then cannot be established")
+    elif digest != manifest["sha256"]:
+        raise Refused(
+            f"{source} is not what was saved: its SHA-256 is {digest}, its manifest says {manifest['sha256']}."
+        )
+    for suffix in sidecars:
+        # With its log beside it: together they are the database.
+        shutil.copyfile(source + suffix, staged + suffix)
+    if manifest and manifest.get("kind") == "quarantine" and manifest["state"] != "ok":
+        # What was there before is put back as it was.
+        return Staged(source, staged, manifest, taken_at, manifest["state"], warnings)
+    if not os.path.getsize(staged):
+        raise Refused(f"{source} is empty, which PRAGMA integrity_check calls ok; it is no backup.")
+    try:
+        if sidecars:
+            _fold(staged)
+        checked, rows = sqlite_backups.verify(staged)
+    except sqlite3.DatabaseError as error:
+        raise Refused(f"{source} is damaged: {error}.") from None
+    if checked.damage == ["foreign_keys"]:
+        warnings += checked.errors
+    elif checked.state != "ok":
+        raise Refused(f"{source} is damaged: {checked.errors[0]}.")
+    if manifest and "rows" in manifest and rows != manifest["rows"]:
+        raise Refused(f"{source} has {rows} rows, and its manifest says {manifest['rows']}.")
+    missing = sorted(set(options.expect_tables) - set(rows or ()))
+    if missing:
+        raise Refused(f"{source} has no table {', '.join(missing)}: it is not a backup of what was meant.")
+    return Staged(source, staged, manifest, taken_at, "ok", warnings)
+
+
+def _fold(path: str) -> None:
+    """Let SQLite take the log, or roll back the journal, into the database."""
+    with contextlib.closing(sqlite_files.connect(path, 1.0, mode="rw")) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+# What would be lost.
+
+
+@dataclasses.dataclass
+class Difference:
+    equal: bool
+    lost: dict[str, Told]
+    notes: list[str]
+
+
+def compare(path: str, seen: sqlite_files.Seen, staged: Staged, timeout: float) -> Difference:
+    """What the database has and the copy has not, table by table, value by value."""
+    copy = t.cast(str, staged.path)
+    # Rows without what they refer to are as the application has written them.
+    sound = seen["state"] == "ok" or seen["damage"] == ["foreign_keys"]
+    if seen["state"] == "missing":
+        return Difference(False, {}, [])
+    if staged.state != "ok" or seen["tables"] is None:
+        bare = not any(os.path.exists(path + suffix) for suffix in sqlite_files.SIDECARS)
+        same = bare and os.path.getsize(path) == os.path.getsize(copy) and durable.sha256(path) == durable.sha256(copy)
+        why = "" if same else f"{path} is {seen['state']}, so what would be lost cannot be told"
+        return Difference(same, {}, [why] if why and seen["state"] != "empty" else [])
+
+    def look(connection: sqlite3.Connection) -> Difference:
+        connection.execute("ATTACH ? AS backup", (sqlite_files.uri(copy, mode="ro", immutable=1),))
+        connection.execute("BEGIN")
+        there = _tables(connection, "main")
+        theirs = _tables(connection, "backup")
+        lost, notes = {}, []
+        for table in sorted({*there, *theirs}):
+            try:
+                found = _table(connection, table, there.get(table), theirs.get(table), sound=sound)
+            except sqlite3.DatabaseError as error:
+                if "malformed" not in str(error) and "too large" not in str(error):
+                    raise
+                found = {**_NOTHING, "rows": None, "changed": None}
+                notes.append(f"what {table} would lose cannot be told: {error}")
+            if found["rows"] != 0 or found["changed"] != 0 or found["back"] != 0:
+                lost[table] = found
+        same = all(_about(connection, "main", what) == _about(connection, "backup", what) for what in _ABOUT)
+        return Difference(sound and not lost and same, lost, notes)
+
+    try:
+        return sqlite_files.read(path, look, timeout, as_client=True)
+    except sqlite3.DatabaseError as error:
+        return Difference(False, {}, [f"{path} cannot be read, so what would be lost cannot be told: {error}"])
+    except Locked as error:
+        raise Refused(f"{path} cannot be compared with the backup: {error}") from None
+
+
+_NOTHING: Told = {
+    "rows": 0,
+    "changed": 0,
+    "back": 0,
+    "rows_now": None,
+    "rows_backup": None,
+    "newest_now": None,
+    "newest_backup": None,
+}
+# What makes two databases different besides their rows.
+_ABOUT = (
+    "PRAGMA {}.user_version",
+    "PRAGMA {}.application_id",
+    "SELECT type, name, tbl_name, sql FROM {}.sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY 1, 2",
+    "SELECT name, seq FROM {}.sqlite_sequence ORDER BY 1",
+)
+
+
+def _about(connection: sqlite3.Connection, schema: str, query: str) -> list[t.Any]:
+    try:
+        return connection.execute(query.format(schema)).fetchall()
+    except sqlite3.OperationalError as error:
+        # Only tables with AUTOINCREMENT have a sequence.
+        if "no such table" not in str(error):
+            raise
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    columns: tuple[str, ...]
+    key: tuple[str, ...]
+    times: tuple[str, ...]
+
+
+def _tables(connection: sqlite3.Connection, schema: str) -> dict[str, _Table]:
+    found = {}
+    for name in sqlite_files.tables(connection, schema):
+        columns = connection.execute(f"PRAGMA {schema}.table_info({identifier(name)})").fetchall()
+        names = tuple(row[1] for row in columns)
+        key = tuple(row[1] for row in sorted(columns, key=lambda row: row[5]) if row[5])
+        if not key:
+            # Of its three names one is not taken by a column.
+            key = next(((alias,) for alias in ("rowid", "_rowid_", "oid") if alias not in map(str.lower, names)), ())
+        times = tuple(row[1] for row in columns if _TIME.search(row[1]) or row[2].upper() in _TIME_TYPES)
+        found[name] = _Table(names, key, times)
+    return found
+
+
+def _table(
+    connection: sqlite3.Connection, name: str, there: _Table | None, theirs: _Table | None, *, sound: bool
+) -> Told:
+    """How a table differs: rows that only the database has, that differ, and that only the backup has."""
+    quoted = identifier(name)
+
+    def count(query: str) -> int:
+        return int(connection.execute(f"SELECT count(*) FROM {query}").fetchone()[0])  # noqa: S608 - quoted
+
+    found = dict(_NOTHING)
+    if there:
+        found["rows_now"] = count(f"main.{quoted} NOT INDEXED")
+        found["newest_now"] = _newest(connection, f"main.{quoted}", there.times)
+    if theirs:
+        found["rows_backup"] = count(f"backup.{quoted} NOT INDEXED")
+        found["newest_backup"] = _newest(connection, f"backup.{quoted}", theirs.times)
+    if not there or not theirs or there.key != theirs.key or not there.key:
+        return {**found, "rows": found["rows_now"] or 0, "back": found["rows_backup"] or 0}
+    same_key = " AND ".join(f"b.{_column(key)} IS a.{_column(key)}" for key in there.key)
+    ours, its = f"main.{quoted} AS a", f"backup.{quoted} AS b"
+    without = "{} NOT INDEXED WHERE NOT EXISTS (SELECT 1 FROM {} WHERE {})"
+    found["rows"] = count(without.format(ours, its, same_key))
+    if sound:
+        found["back"] = count(without.format(its, ours, same_key))
+    if there.columns != theirs.columns:
+        return {**found, "changed": found["rows_now"] - found["rows"]}
+    same = " AND ".join(
+        f"a.{column} COLLATE BINARY IS b.{column} AND typeof(a.{column}) = typeof(b.{column})"
+        for column in map(identifier, there.columns)
+    )
+    # The cross join keeps the order: through the database without its indexes, then into the backup by key.
+    found["changed"] = count(f"{ours} NOT INDEXED CROSS JOIN {its} ON {same_key} WHERE NOT ({same})")
+    return found
+
+
+def _column(name: str) -> str:
+    # A rowid in quotes would be a text where there is none.
+    return name if name in ("rowid", "_rowid_", "oid") else identifier(name)
+
+
+def _newest(connection: sqlite3.Connection, table: str, times: t.Sequence[str]) -> str | None:
+    """The newest time in a table's columns of times, as text; numbers are seconds or milliseconds since 1970."""
+    newest = ""
+    for column in map(identifier, times):
+        query = f"SELECT max({column}) FROM {table} NOT INDEXED WHERE typeof({column}) = ?"  # noqa: S608 - quoted
+        for kind in ("text", "integer", "real"):
+            value = connection.execute(query, (kind,)).fetchone()[0]
+            if value is None:
+                continue
+            if kind != "text":
+                value = value / 1000 if value > 1e11 else value
+                if not 1e8 < value < 1e10:
+                    continue
+                value = datetime.fromtimestamp(value, timezone.utc).isoformat()
+            newest = max(newest, str(value)[:40])
+    return newest or None
+
+
+# Counters.
+
+
+def _raise_counters(options: Options, path: str, seen: sqlite_files.Seen, staged: str) -> list[Told]:
+    """Raise counters in the copy past what has been given out since: numbers from them are never given out twice."""
+    raised = []
+    for counter in options.raise_counters:
+        table, column = counter["table"], counter["column"]
+        quoted, number = identifier(table), identifier(column)
+        now: list[tuple[t.Any, ...]] = []
+
+        def look(connection: sqlite3.Connection, quoted: str = quoted) -> list[tuple[t.Any, ...]]:
+            return connection.execute(f"SELECT * FROM {quoted} NOT INDEXED").fetchall()  # noqa: S608 - quoted
+
+        with contextlib.closing(sqlite_files.connect(staged, mode="rw")) as copy:
+            columns = [row[1] for row in copy.execute(f"PRAGMA table_info({quoted})")]
+            if not columns:
+                continue
+            if column not in columns:
+                raise Refused(f"raise_counters names {table}.{column}, and {table} has only {', '.join(columns)}.")
+            with contextlib.suppress(sqlite3.DatabaseError, Locked):
+                if seen["tables"] and table in seen["tables"]:
+                    now = sqlite_files.read(path, look, options.timeout, as_client=True)
+            before = copy.execute(f"SELECT max({number}) FROM {quoted}").fetchone()[0]  # noqa: S608 - quoted
+            copy.execute("PRAGMA journal_mode=DELETE").fetchone()
+            copy.execute("BEGIN")
+            key = [row[1] for row in copy.execute(f"PRAGMA table_info({quoted})") if row[5]]
+            same_key = " AND ".join(f"{identifier(name)} IS ?" for name in key) or "1"
+            for row in now:
+                if len(row) != len(columns):
+                    break
+                values = dict(zip(columns, row))
+                marks = ", ".join("?" * len(row))
+                copy.execute(f"INSERT OR IGNORE INTO {quoted} VALUES ({marks})", row)  # noqa: S608 - quoted
+                copy.execute(
+                    f"UPDATE {quoted} SET {number} = ? WHERE {same_key} AND {number} < ?",  # noqa: S608 - quoted
+                    (values[column], *(values[name] for name in key), values[column]),
+                )
+            least = counter.get("at_least") or 0
+            copy.execute(f"UPDATE {quoted} SET {number} = ? WHERE {number} < ?", (least, least))  # noqa: S608 - quoted
+            copy.execute("COMMIT")
+            after = copy.execute(f"SELECT max({number}) FROM {quoted}").fetchone()[0]  # noqa: S608 - quoted
+        raised.append({"table": table, "column": column, "backup": before, "restored": after})
+    return raised
+
+
+# Acting.
+
+
+def _reindex(path: str, timeout: float) -> None:
+    try:
+        with contextlib.closing(sqlite_files.connect(path, timeout, mode="rw")) as connection:
+            connection.execute("REINDEX")
+    except sqlite3.DatabaseError as error:
+        raise Refused(f"{path} cannot be reindexed: {error}; nothing was changed.") from None
+    seen = sqlite_files.look(path, "full", timeout=timeout)
+    if seen["state"] != "ok" and seen["damage"] != ["foreign_keys"]:
+        raise Refused(
+            f"{path} was reindexed and is {seen['state']} still: {seen['errors'][0]}; restore it from a backup."
+        )
+
+
+def _method(wanted: str, path: str, seen: sqlite_files.Seen, staged: Staged) -> str:
+    """online where SQLite can do it, else offline where nobody has the file open; or the refusal."""
+    why = _not_online(path, seen, staged)
+    if wanted == "online" and why:
+        raise Refused(f"{path} cannot be restored online: {why}.")
+    if wanted != "offline" and not why:
+        return "online"
+    _require_nobody(path, why)
+    return "offline"
+
+
+def _not_online(path: str, seen: sqlite_files.Seen, staged: Staged) -> str:
+    """Why SQLite cannot overwrite the database itself, or ''."""
+    if staged.path is None:
+        return "there was no database, so there is none to be"
+    if staged.state != "ok":
+        return f"what was in quarantine is {staged.state}"
+    if seen["state"] not in ("ok", "corrupt", "corrupt_index", "empty"):
+        return f"it is {seen['state'].replace('_', ' ')}"
+    header = sqlite_files.header_of(staged.path)
+    if header and seen["journal_mode"] == "wal" and header.page_size != seen["page_size"]:
+        return f"its pages have {seen['page_size']} bytes and those of the backup {header.page_size}"
+    if seen["state"] != "empty" and seen["tables"] is None:
+        return f"SQLite cannot open it ({seen['errors'][-1]})"
+    return ""
+
+
+def _require_nobody(path: str, why: str) -> None:
+    held = sqlite_files.holders(path)
+    because = f" ({why})" if why else ""
+    if held.found:
+        raise Refused(
+            f"{path} is open in {held}, and its file has to be replaced{because}; stop them, or restore online where "
+            "that is possible.",
+            holders=held.found,
+        )
+    if not held.complete:
+        raise Refused(
+            f"{path} has to be replaced{because}, and {sqlite_files.me()} does not see every process that may have it "
+            "open; run with -b."
+        )
+
+
+def _new_folder(path: str) -> str:
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    for number in range(1, 100):
+        folder = f"{path}.quarantine-{stamp}" + (f"-{number}" if number > 1 else "")
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+            durable.sync_folder(os.path.dirname(folder))
+            return folder
+    raise Refused(f"{folder} and 98 others exist; move them away.")
+
+
+def _note(quarantine: str, path: str, state: str) -> None:
+    """The quarantine's manifest: it can be put back like a backup."""
+    kept = os.path.join(quarantine, os.path.basename(path))
+    about: Told = {"kind": "quarantine", "state": state}
+    if os.path.exists(kept):
+        durable.sync_file(kept)
+        manifest = sqlite_backups.describe(kept, path, time.time(), durable.sha256(kept), **about)
+    else:
+        manifest = {
+            "schema": sqlite_backups.SCHEMA,
+            "database": path,
+            "taken_at": sqlite_backups.utc(time.time()),
+            "sha256": None,
+            "size_bytes": None,
+            **about,
+        }
+    sqlite_backups.write_manifest(kept, manifest)
+    durable.sync_folder(quarantine)
+
+
+class _Moved(Exception):
+    """Somebody has committed since the database was put into quarantine."""
+
+
+def _online(path: str, staged: str, quarantine: str, seen: sqlite_files.Seen, timeout: float) -> None:
+    """Let SQLite overwrite the database, when all that was committed to it is in quarantine."""
+    kept = os.path.join(quarantine, os.path.basename(path))
+    deadline = time.monotonic() + timeout
+    _same_journal_mode(staged, seen["journal_mode"])
+    try:
+        while True:
+            try:
+                _overwrite(path, staged, kept, seen, deadline)
+                return
+            except _Moved:
+                if time.monotonic() > deadline:
+                    raise Locked(f"{path} is written to without a pause; stop its writers.") from None
+    except (Locked, sqlite3.DatabaseError) as error:
+        # Nothing was changed, so nothing is in need of a quarantine.
+        shutil.rmtree(quarantine, ignore_errors=True)
+        who = f"; open in {sqlite_files.holders(path)}" if seen["holders"] else ""
+        raise Refused(f"{path} cannot be restored online: {error}{who}; nothing was changed.") from None
+
+
+def _overwrite(path: str, staged: str, kept: str, seen: sqlite_files.Seen, deadline: float) -> None:
+    remaining = max(0.1, deadline - time.monotonic())
+    with contextlib.ExitStack() as stack:
+        witness = stack.enter_context(contextlib.closing(sqlite_files.connect(path, remaining, mode="rw")))
+
+        def version() -> int:
+            return int(witness.execute("PRAGMA data_version").fetchone()[0])
+
+        before = version()
+        with contextlib.closing(sqlite_files.connect(path, remaining, mode="rw")) as there:
+            sqlite_backups.copy_pages(there, kept, remaining)
+        _note(os.path.dirname(kept), path, seen["state"])
+        target = stack.enter_context(contextlib.closing(sqlite_files.connect(path, remaining, mode="rw")))
+        source = stack.enter_context(contextlib.closing(sqlite_files.connect(staged, mode="ro", immutable=1)))
+        size = source.execute("PRAGMA page_size").fetchone()[0]
+        locked = False
+
+        def progress(status: int, _left: int, _total: int) -> None:
+            nonlocal locked
+            if status != 0:
+                if time.monotonic() > deadline:
+                    raise Locked("another process keeps it locked")
+            elif not locked:
+                # From the first step on nobody else can commit; whoever did before it is not in quarantine.
+                locked = True
+                if version() != before:
+                    raise _Moved
+
+        source.backup(target, pages=max(1, sqlite_backups.STEP // size), progress=progress, sleep=0.05)
+
+
+def _same_journal_mode(staged: str, mode: str | None) -> None:
+    """Give the copy the journal mode that the database's clients know."""
+    if mode is None or not os.path.getsize(staged):
+        return
+    with open(staged, "r+b") as file:
+        file.seek(18)
+        file.write(b"\2\2" if mode == "wal" else b"\1\1")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _offline(path: str, staged: Staged, quarantine: str, seen: sqlite_files.Seen) -> None:
+    """Replace the file. At every moment either the old database is there, whole, or the new one."""
+    folder = os.path.dirname(path)
+    kept = os.path.join(quarantine, os.path.basename(path))
+    sidecars = [suffix for suffix in sqlite_files.SIDECARS if os.path.exists(path + suffix)]
+    for suffix in sidecars:
+        shutil.copy2(path + suffix, kept + suffix)
+        durable.sync_file(kept + suffix)
+    if os.path.exists(path):
+        if sidecars:
+            # What follows may still write to the file.
+            shutil.copy2(path, kept)
+        else:
+            os.link(path, kept)
+    _note(quarantine, path, seen["state"])
+    if sidecars and os.path.exists(path):
+        # SQLite itself takes the log into the old file, so that it is whole without it.
+        with contextlib.suppress(sqlite3.DatabaseError):
+            _fold(path)
+    try:
+        _require_nobody(path, "")
+    except Refused:
+        shutil.rmtree(quarantine, ignore_errors=True)
+        raise
+    for suffix in sqlite_files.SIDECARS:
+        # A stale log would be replayed over the new file.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + suffix)
+    durable.sync_folder(folder)
+    if staged.path is None:
+        os.unlink(path)
+        durable.sync_folder(folder)
+        return
+    if staged.state == "ok":
+        _same_journal_mode(staged.path, seen["journal_mode"])
+    _same_owner(path, staged)
+    durable.sync_file(staged.path)
+    os.replace(staged.path, path)
+    for suffix in ("-wal", "-journal"):
+        # Only what was put into quarantine with its log comes back with it.
+        if os.path.exists(staged.path + suffix):
+            os.replace(staged.path + suffix, path + suffix)
+    durable.sync_folder(folder)
+
+
+def _same_owner(path: str, staged: Staged) -> None:
+    """The new file belongs to whom the old one did, or else to whom the backup's database did."""
+    copy = t.cast(str, staged.path)
+    if os.path.exists(path):
+        about = os.stat(path)
+        owner, group = about.st_uid, about.st_gid
+        shutil.copystat(path, copy)
+        os.utime(copy)
+    else:
+        parent = os.stat(os.path.dirname(path))
+        owner, group, mode = (staged.manifest or {}).get("owner") or (parent.st_uid, parent.st_gid, 0o600)
+        os.chmod(copy, mode)
+    with contextlib.suppress(PermissionError):
+        os.chown(copy, owner, group)
+
+
+def _verify(path: str, staged: Staged, told: Told, timeout: float) -> None:
+    """Look at what is there now, like anybody else would."""
+    seen = sqlite_files.look(path, "full", timeout=timeout)
+    wanted = staged.state
+    if seen["state"] != wanted and not (wanted == "ok" and seen["damage"] == ["foreign_keys"]):
+        raise Refused(
+            f"{path} was restored and is {seen['state']} now: {'; '.join(seen['errors'] or seen['limits'])}; what was "
+            f"there before is in {told['quarantine']}.",
+            **told,
+        )
+    if wanted == "ok" and staged.path and told["method"] == "online":
+        difference = compare(path, seen, staged, timeout)
+        if not difference.equal:
+            told["warnings"].append("clients have written to it since it was restored")
+            if not seen["holders"]:
+                tables = ", ".join(difference.lost) or "the schema"
+                raise Refused(f"{path} was restored and differs from the backup in {tables}.", **told)
