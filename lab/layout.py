@@ -154,6 +154,7 @@ def write_inventory(layout: Layout, options: Options, ports: Ports, admin_api_ke
         "vritti_home": str(layout.vritti),
         "vritti_log_path": str(layout.vritti_log),
         "vritti_customers_db": str(layout.customers_db),
+        "vritti_backup_dir": str(layout.root / "backups"),
         "vritti_dlq_path": str(layout.dead_letters),
         "vritti_service_manager": "process",
         "vritti_pid_file": str(layout.pid_file(VRITTI)),

@@ -63,6 +63,9 @@ MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
     ),
     "QueryRequest": (("doc_id", 1, "uint64"), ("include_embedding", 2, "bool"), ("namespace", 3, "string")),
     "QueryResponse": (("found", 1, "bool"), ("metadata", 4, "map"), ("error", 6, "string")),
+    "BulkQueryRequest": (("doc_ids", 1, "uint64s"), ("include_embeddings", 2, "bool"), ("namespace", 3, "string")),
+    # results is left out: how many were found is all that is asked.
+    "BulkQueryResponse": (("total_found", 2, "uint32"), ("error", 4, "string")),
     "DeleteRequest": (("doc_id", 1, "uint64"), ("namespace", 2, "string")),
     "DeleteResponse": (("success", 1, "bool"), ("error", 2, "string"), ("existed", 3, "bool")),
 }
@@ -140,7 +143,9 @@ class _Messages:
         kinds = {
             "bool": field_type.TYPE_BOOL,
             "int32": field_type.TYPE_INT32,
+            "uint32": field_type.TYPE_UINT32,
             "uint64": field_type.TYPE_UINT64,
+            "uint64s": field_type.TYPE_UINT64,
             "double": field_type.TYPE_DOUBLE,
             "string": field_type.TYPE_STRING,
         }
@@ -158,6 +163,8 @@ class _Messages:
                     field.type_name = f".{package}.{message.name}.{entry.name}"
                 else:
                     field.type = kinds[kind]
+                    if kind.endswith("s"):
+                        field.label = field_type.LABEL_REPEATED
 
         for name, fields in MESSAGES.items():
             add_fields(file.message_type.add(name=name), fields)
@@ -438,6 +445,44 @@ def delete(endpoint: Endpoint, doc_id: int, namespace: str, timeout: float = 5.0
     if not answer.success:
         raise NoAnswer(f"KyroDB at {endpoint.address} does not delete document {doc_id}{_because(answer)}.")
     return bool(answer.existed)
+
+
+# Vritti takes its ids in blocks of so many; the answer about one fits into a message, whatever is in the documents.
+ID_BLOCK = 256
+# So many blocks in a row that nobody used are the end: each restart of Vritti leaves a part of one.
+_FREE_BLOCKS = 40
+
+
+def highest_doc_id(endpoint: Endpoint, at_least: int, timeout: float = 60.0) -> int | None:
+    """The highest document id that the instance holds from `at_least` on; None where it holds none of those.
+
+    KyroDB lists nothing, so it is asked for ids, block by block.
+    """
+    with _Connection(endpoint, timeout) as connection:
+
+        def found(first: int, last: int) -> int:
+            answer = connection.call("BulkQuery", doc_ids=range(first, last + 1))
+            if answer.error:
+                raise NoAnswer(f"KyroDB at {endpoint.address} does not look up documents{_because(answer)}.")
+            return int(answer.total_found)
+
+        highest, block, free = None, max(1, at_least), 0
+        while free < _FREE_BLOCKS:
+            if found(block, block + ID_BLOCK - 1):
+                highest, free = block, 0
+            else:
+                free += 1
+            block += ID_BLOCK
+        if highest is None:
+            return None
+        low, high = highest, highest + ID_BLOCK - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if found(middle, high):
+                low = middle
+            else:
+                high = middle - 1
+    return low
 
 
 def _because(answer: t.Any) -> str:

@@ -20,6 +20,7 @@ if t.TYPE_CHECKING:
         remediation,
         service,
         setting,
+        sqlite,
     )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "remediation",
     "service",
     "setting",
+    "sqlite",
 ]
 PACKAGE = "ansible_collections.oncall.runbooks.plugins.module_utils.probes"
 

@@ -328,10 +328,10 @@ def _take(
         checked = sqlite_files.Checked([f"the copy has {rows} rows, the database {rows_there}"], ["data"])
     digest = durable.sha256(copied)
     verified_at = time.monotonic()
-    warnings = []
+    notes = []
     if checked.damage == ["foreign_keys"]:
         # It is what the application has written, and a backup without it would be none.
-        warnings = checked.errors
+        notes = checked.errors
     elif checked.state != "ok":
         stamp = datetime.fromtimestamp(now, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         corrupt = f"{dest}.corrupt-{stamp}"
@@ -352,7 +352,7 @@ def _take(
         "compression": "zstd" if compress else None,
         "state": "ok",
         "rows": rows,
-        "foreign_key_errors": warnings,
+        "foreign_key_errors": notes,
         "page_count": seen["page_count"],
         "page_size": seen["page_size"],
         "journal_mode": seen["journal_mode"],
@@ -368,7 +368,7 @@ def _take(
         sha256=stored_digest,
         verified=True,
         rows=rows,
-        warnings=warnings,
+        notes=notes,
         copy_seconds=round(copied_at - began, 3),
         verify_seconds=round(verified_at - copied_at, 3),
         size_bytes=manifest["size_bytes"],
@@ -435,6 +435,11 @@ def _compress(source: str, target: str, digest: str) -> str:
     return durable.sha256(target)
 
 
+def is_packed(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(ZSTD)) == ZSTD
+
+
 def unpack(source: str, target: str) -> str:
     """Copy a backup, decompressed where it is compressed; the checksum of the file as it is stored."""
     digest = hashlib.sha256()
@@ -449,8 +454,7 @@ def unpack(source: str, target: str) -> str:
             return piece
 
     with open(source, "rb") as file, open(target, "wb") as out:
-        packed = file.read(4) == ZSTD
-        file.seek(0)
+        packed = is_packed(source)
         reader = Reader(file)
         try:
             if packed:

@@ -448,6 +448,7 @@ class Checked:
     # index, data, foreign_keys
     damage: list[str]
     finished: bool = True
+    broken_references: int = 0
 
     @property
     def state(self) -> str:
@@ -476,34 +477,37 @@ def check(connection: sqlite3.Connection, depth: str, budget: float | None = Non
             errors.append(f"{pragma} ends with: {error}")
         if errors:
             return Checked(errors, [_kind_of_damage(connection, errors)])
-        broken = _broken_references(connection)
+        broken, number = _broken_references(connection)
     except sqlite3.OperationalError as error:
         if str(error) != "interrupted":
             raise
         return Checked([f"{pragma} and foreign_key_check did not end within {budget:g} s"], [], finished=False)
     finally:
         connection.set_progress_handler(None, 0)
-    return Checked(broken, ["foreign_keys"] if broken else [])
+    return Checked(broken, ["foreign_keys"] if broken else [], broken_references=number)
 
 
 def _is_no_damage(error: sqlite3.DatabaseError) -> bool:
     return any(word in str(error) for word in ("locked", "busy", "unable to open", "interrupted", "readonly"))
 
 
-def _broken_references(connection: sqlite3.Connection) -> list[str]:
-    found: dict[tuple[str, str], list[t.Any]] = {}
+def _broken_references(connection: sqlite3.Connection) -> tuple[list[str], int]:
+    """Sentences about rows that refer to rows that do not exist, and how many there are."""
+    found: dict[tuple[str, str], tuple[t.Any, int]] = {}
     try:
         for table, rowid, parent, _number in connection.execute("PRAGMA foreign_key_check"):
-            found.setdefault((table, parent), []).append(rowid)
+            first, number = found.get((table, parent), (rowid, 0))
+            found[table, parent] = (first, number + 1)
     except sqlite3.OperationalError as error:
         if "foreign key mismatch" not in str(error):
             raise
-        return [str(error)]
-    return [
-        f"{len(rows)} rows of {table} refer to rows of {parent} that do not exist"
-        + (f", rowid {rows[0]} first" if rows[0] is not None else "")
-        for (table, parent), rows in found.items()
+        return [str(error)], 0
+    told = [
+        f"{number} rows of {table} refer to rows of {parent} that do not exist"
+        + (f", rowid {first} first" if first is not None else "")
+        for (table, parent), (first, number) in found.items()
     ]
+    return told, sum(number for _first, number in found.values())
 
 
 def _kind_of_damage(connection: sqlite3.Connection, errors: t.Sequence[str]) -> str:
@@ -598,6 +602,7 @@ def _look(
         "errors": [],
         "depth": depth,
         "damage": [],
+        "broken_references": 0,
         "limits": [],
         "size_bytes": None,
         "modified_at": None,
@@ -668,6 +673,7 @@ def _look(
             seen[key] = connection.execute(f"PRAGMA {key}").fetchone()[0]
         checked = check(connection, depth, budget)
         seen.update(errors=checked.errors[:SHOWN_ERRORS], damage=checked.damage, state=checked.state)
+        seen["broken_references"] = checked.broken_references
         if not checked.finished:
             seen["limits"] += checked.errors
         if count_tables:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ import typing as t
 from datetime import datetime, timezone
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import durable, sqlite_backups, sqlite_files
-from ansible_collections.oncall.runbooks.plugins.module_utils.sqlite_backups import MANIFEST, Manifest, Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils.sqlite_backups import Manifest, Refused
 from ansible_collections.oncall.runbooks.plugins.module_utils.sqlite_files import Locked, identifier
 
 LATEST = "latest_verified"
@@ -47,6 +48,7 @@ class Options:
     expect_tables: t.Sequence[str] = ()
     method: str = "auto"
     raise_counters: t.Sequence[t.Mapping[str, t.Any]] = ()
+    quarantine_dir: str | None = None
     timeout: float = 30.0
 
 
@@ -59,7 +61,7 @@ class Staged:
     manifest: Manifest | None
     taken_at: float
     state: str
-    warnings: list[str]
+    notes: list[str]
 
 
 def restore(options: Options, check: bool) -> Told:
@@ -80,14 +82,14 @@ def restore(options: Options, check: bool) -> Told:
         "quarantine": None,
         "lost": {},
         "undo": None,
-        "warnings": [],
+        "notes": [],
         "counters": [],
     }
     if seen["state"] == "locked":
         raise Refused(f"{path} cannot be restored now: {seen['errors'][0]}", **told)
     if seen["state"] == "unknown":
         raise Refused(f"{path} cannot be judged: {'; '.join(seen['limits'])}.", **told)
-    undoing = os.path.isfile(_quarantined(options.backup, path) + MANIFEST)
+    undoing = bool(_quarantine(options.backup, path))
     if seen["state"] == "corrupt_index" and not undoing:
         if not check:
             _reindex(path, options.timeout)
@@ -95,10 +97,8 @@ def restore(options: Options, check: bool) -> Told:
     parent = tempfile.gettempdir() if check else folder
     with sqlite_backups.work_folder(parent, os.path.basename(path)) as work:
         try:
-            staged = _stage(options, path, work)
-            told.update(
-                backup=staged.source, backup_taken_at=sqlite_backups.utc(staged.taken_at), warnings=staged.warnings
-            )
+            staged = _stage(options, path, work, in_place=check and not options.raise_counters)
+            told.update(backup=staged.source, backup_taken_at=sqlite_backups.utc(staged.taken_at), notes=staged.notes)
             return _restore(options, path, seen, staged, told, work, check)
         except OSError as error:
             raise Refused(f"{path} cannot be restored: {error}; nothing was changed.", **told) from None
@@ -111,7 +111,7 @@ def _restore(
         told["counters"] = _raise_counters(options, path, seen, staged.path)
         difference = compare(path, seen, staged, options.timeout)
         told["lost"] = difference.lost
-        told["warnings"] = [*told["warnings"], *difference.notes]
+        told["notes"] = [*told["notes"], *difference.notes]
         if difference.equal:
             return told
     elif seen["state"] == "missing":
@@ -123,12 +123,13 @@ def _restore(
     room = sum(os.path.getsize(path + suffix) for suffix in ("", "-wal") if os.path.exists(path + suffix))
     room += os.path.getsize(staged.path) if staged.path else 0
     sqlite_backups.require_space(os.path.dirname(path), room, "the quarantine and the restored database")
-    quarantine = _new_folder(path)
+    quarantine = _new_folder(path, options.quarantine_dir or os.path.dirname(path))
     if told["method"] == "online":
         _online(path, t.cast(str, staged.path), quarantine, seen, options.timeout)
     else:
         _offline(path, staged, quarantine, seen)
     told["quarantine"] = quarantine
+    _mark(os.path.join(quarantine, os.path.basename(path)))
     # Numbers that are given out in the meantime count as well.
     counters = [dict(counter) for counter in options.raise_counters]
     told["undo"] = {"path": path, "backup": quarantine, **({"raise_counters": counters} if counters else {})}
@@ -139,13 +140,25 @@ def _restore(
 # The backup.
 
 
-def _quarantined(backup: str, path: str) -> str:
-    """The database in a quarantine, where `backup` is one."""
-    return os.path.join(os.path.realpath(backup), os.path.basename(path))
+def _quarantine(backup: str, path: str) -> str | None:
+    """The database in a quarantine, where `backup` is the folder of one, or a folder in which there are some.
+
+    Of several it is the first that led to a restore: the later ones hold what was restored. After a kill it may not be
+    known which did; then the last one has all that was there before.
+    """
+    name = os.path.basename(path)
+    folders = [backup, *sorted(glob.glob(os.path.join(glob.escape(backup), f"{glob.escape(name)}.quarantine-*")))]
+    known = []
+    for folder in folders:
+        kept = os.path.join(os.path.realpath(folder), name)
+        manifest = sqlite_backups.read_manifest(kept)
+        if manifest and manifest.get("kind") == "quarantine":
+            known.append((kept, manifest))
+    return next((kept for kept, manifest in known if manifest.get("restored")), known[-1][0] if known else None)
 
 
-def _stage(options: Options, path: str, work: str) -> Staged:
-    """Copy the wanted backup into the work folder and verify it there."""
+def _stage(options: Options, path: str, work: str, *, in_place: bool) -> Staged:
+    """Copy the wanted backup into the work folder and verify it there; in place where it is only to be looked at."""
     if options.backup == LATEST or (day := sqlite_backups.day_of(options.backup)):
         if not options.backup_dir:
             raise Refused(f"backup is {options.backup}, which is looked for in backup_dir; give backup_dir.")
@@ -159,21 +172,27 @@ def _stage(options: Options, path: str, work: str) -> Staged:
         passed_over = []
         for taken_at, source, manifest in found:
             try:
-                staged = _verified(source, taken_at, manifest, options, work)
+                staged = _verified(source, taken_at, manifest, options, work, in_place)
             except Refused as error:
                 passed_over.append(str(error))
                 continue
-            staged.warnings = [*passed_over, *staged.warnings]
+            staged.notes = [*passed_over, *staged.notes]
             return staged
         name = os.path.basename(path)
         why = f": {' '.join(passed_over)}" if passed_over else f" of {name}, as {options.pattern}."
         raise Refused(f"{options.backup_dir} has {what} that can be trusted{why} Nothing was changed.")
     source = os.path.abspath(options.backup)
     if os.path.isdir(source):
-        source = _quarantined(source, path)
+        kept = _quarantine(source, path)
+        if kept is None:
+            raise Refused(f"{source} is a folder and no quarantine of {path}; name a backup.")
+        source = kept
     manifest = sqlite_backups.load_manifest(source)
-    if manifest is None and os.path.isdir(options.backup):
-        return _of_nothing(options, source)
+    nothing = sqlite_backups.read_manifest(source) if not os.path.exists(source) else None
+    if nothing and nothing["state"] == "missing":
+        return Staged(
+            os.path.dirname(source), None, nothing, sqlite_backups.seconds(nothing["taken_at"]), "missing", []
+        )
     try:
         about = os.stat(source)
     except OSError as error:
@@ -181,29 +200,28 @@ def _stage(options: Options, path: str, work: str) -> Staged:
     if os.path.exists(path) and os.path.samefile(source, path):
         raise Refused(f"backup is {options.backup}, which is the database itself; name a backup.")
     taken_at = sqlite_backups.seconds(manifest["taken_at"]) if manifest else about.st_mtime
-    return _verified(source, taken_at, manifest, options, work)
+    return _verified(source, taken_at, manifest, options, work, in_place)
 
 
-def _of_nothing(options: Options, source: str) -> Staged:
-    """A quarantine of a database that did not exist."""
-    manifest = sqlite_backups.read_manifest(source)
-    if not manifest or manifest.get("kind") != "quarantine" or manifest["state"] != "missing":
-        raise Refused(f"{options.backup} is a folder and no quarantine of {options.path}; name a backup.")
-    return Staged(os.path.dirname(source), None, manifest, sqlite_backups.seconds(manifest["taken_at"]), "missing", [])
-
-
-def _verified(source: str, taken_at: float, manifest: Manifest | None, options: Options, work: str) -> Staged:
+def _verified(
+    source: str, taken_at: float, manifest: Manifest | None, options: Options, work: str, in_place: bool
+) -> Staged:
     staged = os.path.join(work, "staged.db")
     sidecars = [suffix for suffix in ("-wal", "-journal") if os.path.exists(source + suffix)]
     for suffix in ("", *sqlite_files.SIDECARS):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(staged + suffix)
+    if in_place and not sidecars and not sqlite_backups.is_packed(source):
+        staged = source
     size = max(os.stat(source).st_size, (manifest or {}).get("page_count", 0) * (manifest or {}).get("page_size", 0))
-    sqlite_backups.require_space(work, size, "the copy of the backup")
-    warnings = []
-    digest = sqlite_backups.unpack(source, staged)
+    notes = []
+    if staged == source:
+        digest = durable.sha256(source)
+    else:
+        sqlite_backups.require_space(work, size, "the copy of the backup")
+        digest = sqlite_backups.unpack(source, staged)
     if manifest is None:
-        warnings.append(f"{source} has no manifest: that it is what was saved then cannot be established")
+        notes.append(f"{source} has no manifest: that it is what was saved then cannot be established")
     elif digest != manifest["sha256"]:
         raise Refused(
             f"{source} is not what was saved: its SHA-256 is {digest}, its manifest says {manifest['sha256']}."
@@ -213,7 +231,7 @@ def _verified(source: str, taken_at: float, manifest: Manifest | None, options: 
         shutil.copyfile(source + suffix, staged + suffix)
     if manifest and manifest.get("kind") == "quarantine" and manifest["state"] != "ok":
         # What was there before is put back as it was.
-        return Staged(source, staged, manifest, taken_at, manifest["state"], warnings)
+        return Staged(source, staged, manifest, taken_at, manifest["state"], notes)
     if not os.path.getsize(staged):
         raise Refused(f"{source} is empty, which PRAGMA integrity_check calls ok; it is no backup.")
     try:
@@ -223,7 +241,7 @@ def _verified(source: str, taken_at: float, manifest: Manifest | None, options: 
     except sqlite3.DatabaseError as error:
         raise Refused(f"{source} is damaged: {error}.") from None
     if checked.damage == ["foreign_keys"]:
-        warnings += checked.errors
+        notes += checked.errors
     elif checked.state != "ok":
         raise Refused(f"{source} is damaged: {checked.errors[0]}.")
     if manifest and "rows" in manifest and rows != manifest["rows"]:
@@ -231,7 +249,7 @@ def _verified(source: str, taken_at: float, manifest: Manifest | None, options: 
     missing = sorted(set(options.expect_tables) - set(rows or ()))
     if missing:
         raise Refused(f"{source} has no table {', '.join(missing)}: it is not a backup of what was meant.")
-    return Staged(source, staged, manifest, taken_at, "ok", warnings)
+    return Staged(source, staged, manifest, taken_at, "ok", notes)
 
 
 def _fold(path: str) -> None:
@@ -239,6 +257,24 @@ def _fold(path: str) -> None:
     with contextlib.closing(sqlite_files.connect(path, 1.0, mode="rw")) as connection:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def problem_of(source: str, manifest: Manifest | None) -> str:
+    """Why a backup cannot be trusted, as far as a look at it tells; else ''."""
+    if manifest:
+        found = durable.sha256(source)
+        wanted = manifest["sha256"]
+        return "" if found == wanted else f"{source} is not what was saved: its SHA-256 is {found}, not {wanted}."
+    if sqlite_backups.is_packed(source):
+        return ""
+    if not os.path.getsize(source):
+        return f"{source} is empty, which PRAGMA integrity_check calls ok."
+    checked, _rows = sqlite_backups.verify(source)
+    return (
+        f"{source} is damaged: {checked.errors[0]}."
+        if checked.state == "corrupt" and checked.damage == ["data"]
+        else ""
+    )
 
 
 # What would be lost.
@@ -398,6 +434,25 @@ def _newest(connection: sqlite3.Connection, table: str, times: t.Sequence[str]) 
     return newest or None
 
 
+def in_words(told: Told) -> str:
+    """What a restore would do and lose, in one line."""
+    if told["action"] == "none":
+        return f"nothing would change: it has what {told['backup']} has"
+    if told["action"] == "reindexed":
+        return "only its indexes would be rebuilt, and no row would be lost"
+    parts = []
+    for table, found in told["lost"].items():
+        numbers = [
+            f"{'an unknown number of' if found[key] is None else found[key]} rows {word}"
+            for key, word in (("rows", "lost"), ("changed", "put back to older values"), ("back", "come back"))
+            if found[key] != 0
+        ]
+        newest = f" (newest {found['newest_now']})" if found["newest_now"] else ""
+        parts.append(f"{table}: {', '.join(numbers)}{newest}")
+    since = f"{told['backup']} of {told['backup_taken_at']}"
+    return f"from {since}: {'; '.join([*parts, *told['notes']]) or 'no row would be lost'}"
+
+
 # Counters.
 
 
@@ -503,13 +558,15 @@ def _require_nobody(path: str, why: str) -> None:
         )
 
 
-def _new_folder(path: str) -> str:
+def _new_folder(path: str, parent: str) -> str:
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    name = os.path.basename(path)
     for number in range(1, 100):
-        folder = f"{path}.quarantine-{stamp}" + (f"-{number}" if number > 1 else "")
+        folder = os.path.join(parent, f"{name}.quarantine-{stamp}" + (f"-{number}" if number > 1 else ""))
         with contextlib.suppress(FileExistsError):
+            os.makedirs(parent, mode=0o700, exist_ok=True)
             os.mkdir(folder, 0o700)
-            durable.sync_folder(os.path.dirname(folder))
+            durable.sync_folder(parent)
             return folder
     raise Refused(f"{folder} and 98 others exist; move them away.")
 
@@ -532,6 +589,13 @@ def _note(quarantine: str, path: str, state: str) -> None:
         }
     sqlite_backups.write_manifest(kept, manifest)
     durable.sync_folder(quarantine)
+
+
+def _mark(kept: str) -> None:
+    """Write down that the restore for which this was put away is done."""
+    manifest = sqlite_backups.read_manifest(kept)
+    if manifest:
+        sqlite_backups.write_manifest(kept, {**manifest, "restored": True})
 
 
 class _Moved(Exception):
@@ -613,7 +677,11 @@ def _offline(path: str, staged: Staged, quarantine: str, seen: sqlite_files.Seen
             # What follows may still write to the file.
             shutil.copy2(path, kept)
         else:
-            os.link(path, kept)
+            try:
+                os.link(path, kept)
+            except OSError:
+                # On another filesystem, or on one without links.
+                shutil.copy2(path, kept)
     _note(quarantine, path, seen["state"])
     if sidecars and os.path.exists(path):
         # SQLite itself takes the log into the old file, so that it is whole without it.
@@ -674,7 +742,5 @@ def _verify(path: str, staged: Staged, told: Told, timeout: float) -> None:
     if wanted == "ok" and staged.path and told["method"] == "online":
         difference = compare(path, seen, staged, timeout)
         if not difference.equal:
-            told["warnings"].append("clients have written to it since it was restored")
-            if not seen["holders"]:
-                tables = ", ".join(difference.lost) or "the schema"
-                raise Refused(f"{path} was restored and differs from the backup in {tables}.", **told)
+            tables = ", ".join(difference.lost) or "its schema"
+            told["notes"].append(f"clients have written to it since it was restored: {tables}")

@@ -15,7 +15,7 @@ description:
   - The copy is checked with C(PRAGMA integrity_check), its rows are counted, and its SHA-256 is kept in a manifest
     beside it, C(<backup>.manifest.json), which M(oncall.runbooks.sqlite_restore) holds against it.
   - A damaged database gives no backup. Its copy is kept as C(<dest>.corrupt-<time>), the task fails, and the backup
-    that was there stays. Rows that refer to rows that do not exist are no damage; RV(warnings) names them.
+    that was there stays. Rows that refer to rows that do not exist are no damage; RV(notes) names them.
   - A second run while the database has not changed changes nothing. The file and its folder are synced to disk. The
     file is readable for its owner only.
   - In WAL mode nobody waits for it. With a rollback journal the copy is made in steps of 1 MiB between which writers
@@ -113,7 +113,7 @@ rows:
   type: dict
   returned: success and not in check mode
   sample: {customers: 12}
-warnings:
+notes:
   description: References to rows that do not exist.
   type: list
   elements: str

@@ -114,6 +114,11 @@ damage:
   elements: str
   returned: success
   sample: []
+broken_references:
+  description: Rows that refer to rows that do not exist; 0 where O(depth=header), and where there is other damage.
+  type: int
+  returned: success
+  sample: 0
 limits:
   description: What could not be seen or done, and what would help.
   type: list

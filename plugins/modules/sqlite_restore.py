@@ -86,6 +86,12 @@ options:
         description: What is known of it from elsewhere.
         type: int
         default: 0
+  quarantine_dir:
+    description:
+      - The folder in which the folder of the quarantine is made; by default that of the database. It is created
+        where it does not exist. On another filesystem the database is copied there.
+      - As O(backup) it stands for the first quarantine in it that led to a restore.
+    type: path
   timeout:
     description: The seconds for which to wait for a lock.
     type: float
@@ -158,8 +164,8 @@ backup_taken_at:
   sample: "2026-11-27T03:00:00Z"
 lost:
   description:
-    - What is in the database and not in the backup, per table that differs. Empty where nothing would be lost, or where
-      the database cannot be read, which RV(warnings) says.
+    - What is in the database and not in the backup, per table that differs. Empty where nothing would be lost, or
+      where the database cannot be read, which RV(notes) says.
     - C(rows) that are only in the database, by primary key; C(changed) rows that go back to other values; rows that
       come C(back); all C(rows_now) and C(rows_backup); and the newest times in columns of times, C(newest_now) and
       C(newest_backup). A null is what could not be told.
@@ -196,7 +202,7 @@ holders:
   type: list
   elements: dict
   returned: success
-warnings:
+notes:
   description: Backups that were passed over and why, and what could not be told.
   type: list
   elements: str
@@ -231,6 +237,7 @@ def main() -> None:
                     "at_least": {"type": "int", "default": 0},
                 },
             },
+            "quarantine_dir": {"type": "path"},
             "timeout": {"type": "float", "default": 30.0},
         },
         supports_check_mode=True,
