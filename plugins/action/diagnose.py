@@ -28,7 +28,7 @@ SHORTEST_SECRET = 4
 LOOK = "look:"
 RECORDS = "__records"
 # What a plan says of an operation.
-TEXTS = ("preview", "irreversible", "by_hand")
+TEXTS = ("preview", "irreversible", "undo", "by_hand")
 # Of a look, what says which thing is meant.
 TARGET = ("unit", "port", "pid_file", "command", "directory", "environment_file", "address", "path", "name")
 
@@ -271,7 +271,7 @@ class ActionModule(ActionBase):
                 for name, source in operation["sources"].items():
                     looks[f"{step['id']}.{name}"] = checking.source_of(source)
                 for name in operation["looks"] + operation["requires"]:
-                    if name not in looks:
+                    if name not in looks and name not in operation["sources"]:
                         if name not in shared:
                             raise checking.Wrong(f"the operation {step['operation']} names the unknown look {name!r}")
                         looks[name] = checking.source_of(self._template(shared[name]))

@@ -250,6 +250,7 @@ def _record(args: dict[str, t.Any], host: str) -> dict[str, t.Any]:
         "risk",
         "reversible",
         "irreversible",
+        "undo",
         "because",
         "state_of",
         "preview",

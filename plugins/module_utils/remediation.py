@@ -382,7 +382,8 @@ def summary(record: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
             {
                 key: step.get(key)
                 for key in (
-                    "id", "title", "operation", "params", "role", "because", "reversible", "irreversible", "state",
+                    "id", "title", "operation", "params", "role", "because", "reversible", "irreversible", "undo",
+                    "state",
                     "state_of", "before", "message", "started_at", "ended_at",
                 )
             }

@@ -61,7 +61,9 @@ _NETWORK = re.compile(
 # What the messages of integrity_check say of an index alone; of a duplicate it is the table's rows that are wrong.
 _OF_INDEX = re.compile(r"missing from index |^wrong # of entries in index |^rowid not at end-of-record .* of index")
 _OF_TREE = re.compile(r"^Tree (\d+) ")
-_HARMLESS = re.compile(r"Page \d+(?: is|:) never used$|^\*\*\* in database main \*\*\*$")
+_OF_PAGE = re.compile(r"^(?:On tree page|Page) (\d+)\b")
+_ENDS = " ends with:"
+_HARMLESS = re.compile(r"Page \d+(?: is|:) never used$|^\*\*\* in database main \*\*\*$|_check ends with:")
 
 
 _one_at_a_time = threading.RLock()
@@ -310,17 +312,20 @@ def is_hot(path: str) -> bool:
     return not _who_locks(path, kinds=("reserved", "exclusive"))
 
 
-def _way(path: str, wal: bool) -> _Way:
+def _way(path: str, wal: bool, deadline: float) -> _Way:
     if not wal:
         if not is_hot(path):
             return _Way({"mode": "ro"})
         return _Way({"mode": "rw"}, copied=True, fingerprint=_fingerprint(path))
-    if not _size(path + "-wal") and not os.path.exists(path + "-shm"):
-        # The file alone is all there is, and opening it in any other way would create the other two.
-        age = time.time() - os.stat(path).st_mtime
-        if 0 <= age < _TICK:
-            time.sleep(_TICK - age)
-        return _Way({"mode": "ro", "immutable": 1}, fingerprint=_fingerprint(path))
+    # Without a log the file alone is all there is, and opening it in any other way would create the other two. But only
+    # when it has been quiet can it be seen whether somebody writes to it meanwhile.
+    while not _size(path + "-wal") and not os.path.exists(path + "-shm"):
+        fingerprint = _fingerprint(path)
+        if not 0 <= time.time() - os.stat(path).st_mtime < _TICK:
+            return _Way({"mode": "ro", "immutable": 1}, fingerprint=fingerprint)
+        if time.monotonic() > deadline:
+            raise Changed
+        time.sleep(0.001)
     if os.path.exists(path + "-shm"):
         # With a -shm that it may not write to, SQLite reads the log of a client that was killed without touching it.
         return _Way({"mode": "ro", "readonly_shm": 1})
@@ -368,26 +373,24 @@ def _read(path: str, function: t.Callable[[sqlite3.Connection], T], timeout: flo
         try:
             return _read_once(path, function, max(0.1, deadline - time.monotonic()), way)
         except (Changed, FileNotFoundError):
+            # Written to, or a sidecar came or went between looking and opening.
             if as_client and os.path.exists(path):
                 way = _Way({"mode": "rw"})
-            # Written to, or a sidecar came or went between looking and opening.
-            if time.monotonic() > deadline:
-                raise Locked(f"{path} is written to without a pause; a longer timeout may find one.") from None
+            problem: Exception = Locked(f"{path} is written to without a pause; a longer timeout may find one.")
         except sqlite3.OperationalError as error:
             said = str(error)
             if "locked" in said or "busy" in said:
+                # Not every lock is waited for by SQLite itself, such as that of a client that closes.
                 who = ", ".join(_who_locks(path, kinds=("exclusive", "reserved")))
-                raise Locked(
-                    f"{path} is locked by {who or 'a process that cannot be seen'}; wait for its end."
-                ) from None
-            if "unable to open" in said or "readonly database" in said:
-                if time.monotonic() < deadline:
-                    time.sleep(_TICK)
-                    continue
-                raise NoAnswer(
+                problem = Locked(f"{path} is locked by {who or 'a process that cannot be seen'}; wait for its end.")
+            elif "unable to open" in said or "readonly database" in said:
+                problem = NoAnswer(
                     f"{path} or its -wal or -shm cannot be opened by {me()} ({said}); run with -b.", "permission"
-                ) from None
-            raise
+                )
+            else:
+                raise
+        if time.monotonic() > deadline:
+            raise problem
         time.sleep(_TICK)
 
 
@@ -399,7 +402,7 @@ def _read_once(path: str, function: t.Callable[[sqlite3.Connection], T], timeout
     header = header_of(path)
     if header is None:
         raise Changed
-    way = way or _way(path, header.wal)
+    way = way or _way(path, header.wal, time.monotonic() + timeout)
     if way.fingerprint and _who_locks(path, kinds=("exclusive",)):
         raise sqlite3.OperationalError("database is locked")
     with contextlib.ExitStack() as stack:
@@ -468,13 +471,14 @@ def check(connection: sqlite3.Connection, depth: str, budget: float | None = Non
     errors: list[str] = []
     try:
         try:
-            for (message,) in connection.execute(f"PRAGMA {pragma}({MOST_ERRORS})"):
-                if message != "ok":
-                    errors.extend(str(message).splitlines())
+            errors.extend(_messages(connection, pragma))
         except sqlite3.DatabaseError as error:
             if _is_no_damage(error):
                 raise
-            errors.append(f"{pragma} ends with: {error}")
+            if depth == "full" and not errors:
+                # Python reads one row ahead, so that what was said before the end is lost; this goes on to the end.
+                errors.extend(_messages(connection, "quick_check"))
+            errors.append(f"{pragma}{_ENDS} {error}")
         if errors:
             return Checked(errors, [_kind_of_damage(connection, errors)])
         broken, number = _broken_references(connection)
@@ -485,6 +489,12 @@ def check(connection: sqlite3.Connection, depth: str, budget: float | None = Non
     finally:
         connection.set_progress_handler(None, 0)
     return Checked(broken, ["foreign_keys"] if broken else [], broken_references=number)
+
+
+def _messages(connection: sqlite3.Connection, pragma: str) -> t.Iterator[str]:
+    for (message,) in connection.execute(f"PRAGMA {pragma}({MOST_ERRORS})"):
+        if message != "ok":
+            yield from str(message).splitlines()
 
 
 def _is_no_damage(error: sqlite3.DatabaseError) -> bool:
@@ -519,28 +529,99 @@ def _kind_of_damage(connection: sqlite3.Connection, errors: t.Sequence[str]) -> 
         if size <= IN_MEMORY:
             with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
                 connection.backup(copy)
-                return "index" if reindex_mends(copy) else "data"
+                mended = _reindexed(copy)
+            if mended is not None:
+                return "index" if mended else "data"
         indexes = {row[0] for row in connection.execute("SELECT rootpage FROM sqlite_master WHERE type = 'index'")}
+        serious = [message for message in errors if not _HARMLESS.search(message)]
+        pages = _pages_of_tables(connection) if any(map(_OF_PAGE.match, serious)) else None
     except sqlite3.DatabaseError:
         return "data"
-    serious = [message for message in errors if not _HARMLESS.search(message)]
 
     def of_index(message: str) -> bool:
-        tree = _OF_TREE.match(message)
-        return bool(_OF_INDEX.search(message)) or bool(tree and int(tree[1]) in indexes)
+        tree, page = _OF_TREE.match(message), _OF_PAGE.match(message)
+        if tree:
+            return int(tree[1]) in indexes
+        # Versions before 3.42 name the page, not the tree that it belongs to.
+        if page:
+            return pages is not None and int(page[1]) not in pages
+        return bool(_OF_INDEX.search(message))
 
     return "index" if serious and all(map(of_index, serious)) else "data"
 
 
-def reindex_mends(copy: sqlite3.Connection) -> bool:
-    """Rebuild all indexes of a copy, and see whether it is sound then and has as many rows as before."""
+def _pages_of_tables(connection: sqlite3.Connection) -> set[int] | None:
+    """The pages that rows are in; None where this SQLite cannot tell."""
+    names = [
+        row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0")
+    ]
+    found = {1}
     try:
-        before = counts(copy)
+        for name in names:
+            found.update(row[0] for row in connection.execute("SELECT pageno FROM dbstat WHERE name = ?", (name,)))
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return None
+        raise
+    return found
+
+
+def rebuild(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
+    """Write all rows into a new database, read from the tables alone, so that it has sound indexes.
+
+    Raise sqlite3.DatabaseError where that does not give a sound database with as many rows.
+    """
+    if source.execute("SELECT count(*) FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL%'").fetchone()[0]:
+        raise sqlite3.DatabaseError("it has virtual tables, which cannot be written anew")
+    for pragma in ("page_size", "encoding", "user_version", "application_id"):
+        value = source.execute(f"PRAGMA {pragma}").fetchone()[0]
+        target.execute(f"PRAGMA {pragma} = {value!r}")
+    target.execute("PRAGMA ignore_check_constraints=ON")
+    target.execute("BEGIN")
+    # Tables come first; what SQLite makes by itself has no text.
+    schema = "SELECT type = 'table', name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY type <> 'table', rowid"
+    for is_table, name, sql in source.execute(schema).fetchall():
+        if name != "sqlite_sequence" and not name.startswith("sqlite_stat"):
+            target.execute(sql)
+        if is_table:
+            _copy_rows(source, target, name)
+    target.execute("COMMIT")
+    said = [row[0] for row in target.execute("PRAGMA integrity_check(1)")]
+    if said != ["ok"] or counts(source) != counts(target):
+        raise sqlite3.DatabaseError(f"written anew it is not sound either: {said[0]}")
+
+
+def _copy_rows(source: sqlite3.Connection, target: sqlite3.Connection, table: str) -> None:
+    quoted = identifier(table)
+    if (
+        table.startswith("sqlite_stat")
+        or not target.execute("SELECT count(*) FROM sqlite_master WHERE name = ?", (table,)).fetchone()[0]
+    ):
+        return
+    if table == "sqlite_sequence":
+        target.execute("DELETE FROM sqlite_sequence")
+    # Without columns that are computed.
+    columns = [identifier(row[1]) for row in source.execute(f"PRAGMA table_xinfo({quoted})") if not row[6]]
+    named = [row[1].lower() for row in source.execute(f"PRAGMA table_xinfo({quoted})")]
+    keyed = any(row[5] for row in source.execute(f"PRAGMA table_info({quoted})"))
+    alias = next((name for name in ("rowid", "_rowid_", "oid") if name not in named), None)
+    if not keyed and alias and table != "sqlite_sequence":
+        columns.insert(0, alias)
+    rows = source.execute(f"SELECT {', '.join(columns)} FROM {quoted} NOT INDEXED")  # noqa: S608 - quoted
+    marks = ", ".join("?" * len(columns))
+    target.executemany(f"INSERT INTO {quoted} ({', '.join(columns)}) VALUES ({marks})", rows)  # noqa: S608 - quoted
+
+
+def _reindexed(copy: sqlite3.Connection) -> bool | None:
+    """Whether a copy is sound when its indexes are rebuilt; None where the damaged ones are in the way of that."""
+    try:
         copy.execute("REINDEX")
-        sound = [row[0] for row in copy.execute("PRAGMA integrity_check(1)")] == ["ok"]
-        return sound and counts(copy) == before
-    except sqlite3.DatabaseError:
+        return [row[0] for row in copy.execute("PRAGMA integrity_check(1)")] == ["ok"]
+    except sqlite3.IntegrityError:
+        # Duplicates: rows are wrong.
         return False
+    except sqlite3.DatabaseError:
+        return None
 
 
 _ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, 33)  # 33: SQLITE_RECURSIVE

@@ -91,9 +91,15 @@ def restore(options: Options, check: bool) -> Told:
         raise Refused(f"{path} cannot be judged: {'; '.join(seen['limits'])}.", **told)
     undoing = bool(_quarantine(options.backup, path))
     if seen["state"] == "corrupt_index" and not undoing:
-        if not check:
-            _reindex(path, options.timeout)
-        return {**told, "action": "reindexed"}
+        told["action"] = "reindexed"
+        if check:
+            return told
+        try:
+            _reindex(options, path, seen, told)
+            return told
+        except sqlite3.DatabaseError as error:
+            told["action"] = "none"
+            told["notes"].append(f"its indexes cannot be rebuilt: {error}")
     parent = tempfile.gettempdir() if check else folder
     with sqlite_backups.work_folder(parent, os.path.basename(path)) as work:
         try:
@@ -118,8 +124,14 @@ def _restore(
         return told
     told["action"] = "restored"
     told["method"] = _method(options.method, path, seen, staged)
-    if check:
-        return told
+    if not check:
+        _put_in_place(options, path, seen, staged, told)
+    return told
+
+
+def _put_in_place(options: Options, path: str, seen: sqlite_files.Seen, staged: Staged, told: Told) -> None:
+    """Put away what is there, and the staged copy in its place."""
+    told["method"] = _method(options.method, path, seen, staged)
     room = sum(os.path.getsize(path + suffix) for suffix in ("", "-wal") if os.path.exists(path + suffix))
     room += os.path.getsize(staged.path) if staged.path else 0
     sqlite_backups.require_space(os.path.dirname(path), room, "the quarantine and the restored database")
@@ -134,7 +146,6 @@ def _restore(
     counters = [dict(counter) for counter in options.raise_counters]
     told["undo"] = {"path": path, "backup": quarantine, **({"raise_counters": counters} if counters else {})}
     _verify(path, staged, told, options.timeout)
-    return told
 
 
 # The backup.
@@ -502,17 +513,35 @@ def _raise_counters(options: Options, path: str, seen: sqlite_files.Seen, staged
 # Acting.
 
 
-def _reindex(path: str, timeout: float) -> None:
+def _reindex(options: Options, path: str, seen: sqlite_files.Seen, told: Told) -> None:
+    """Rebuild the indexes, and nothing else; where SQLite cannot get rid of the damaged ones, by writing all anew."""
     try:
-        with contextlib.closing(sqlite_files.connect(path, timeout, mode="rw")) as connection:
+        with contextlib.closing(sqlite_files.connect(path, options.timeout, mode="rw")) as connection:
             connection.execute("REINDEX")
+    except sqlite3.OperationalError as error:
+        raise Refused(f"{path} cannot be reindexed: {error}; nothing was changed.", **told) from None
     except sqlite3.DatabaseError as error:
-        raise Refused(f"{path} cannot be reindexed: {error}; nothing was changed.") from None
-    seen = sqlite_files.look(path, "full", timeout=timeout)
-    if seen["state"] != "ok" and seen["damage"] != ["foreign_keys"]:
-        raise Refused(
-            f"{path} was reindexed and is {seen['state']} still: {seen['errors'][0]}; restore it from a backup."
-        )
+        if "malformed" not in str(error):
+            raise
+        with sqlite_backups.work_folder(os.path.dirname(path), os.path.basename(path)) as work:
+            _write_anew(options, path, seen, told, os.path.join(work, "staged.db"))
+    found = sqlite_files.look(path, "full", timeout=options.timeout)
+    if found["state"] != "ok" and found["damage"] != ["foreign_keys"]:
+        raise Refused(f"{path} was reindexed and is {found['state']} still: {found['errors'][0]}.", **told)
+
+
+def _write_anew(options: Options, path: str, seen: sqlite_files.Seen, told: Told, staged: str) -> None:
+    def copy(connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN")
+        with contextlib.closing(sqlite3.connect(staged, isolation_level=None)) as target:
+            sqlite_files.rebuild(connection, target)
+
+    sqlite_backups.require_space(os.path.dirname(path), 3 * os.path.getsize(path), "writing it anew")
+    try:
+        sqlite_files.read(path, copy, options.timeout, as_client=True)
+    except Locked as error:
+        raise Refused(f"{path} cannot be reindexed: {error}", **told) from None
+    _put_in_place(options, path, seen, Staged(path, staged, None, time.time(), "ok", []), told)
 
 
 def _method(wanted: str, path: str, seen: sqlite_files.Seen, staged: Staged) -> str:

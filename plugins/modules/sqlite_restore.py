@@ -180,6 +180,11 @@ lost:
       rows_backup: 11
       newest_now: "2026-11-27T08:00:00+00:00"
       newest_backup: "2026-11-27T02:59:00+00:00"
+summary:
+  description: The same in words.
+  type: str
+  returned: success
+  sample: "from /var/backups/vritti/customers.db.20261127 of 2026-11-27T03:00:00Z: customers: 1 rows lost"
 quarantine:
   description: The folder in which the database is as it was, with its C(-wal) and C(-shm) files where the file was
     replaced. Null where nothing was restored.
@@ -255,7 +260,7 @@ def main() -> None:
             "before_header": module.params["path"],
             "after_header": told["backup"] or module.params["path"],
         }
-    module.exit_json(changed=told["action"] != "none", **told)
+    module.exit_json(changed=told["action"] != "none", summary=sqlite_restoring.in_words(told), **told)
 
 
 def _shown(told: dict[str, object], *keys: str) -> str:

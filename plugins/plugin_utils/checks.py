@@ -72,11 +72,13 @@ OPERATION_SPEC: dict[str, t.Any] = {
     "risk": {"type": "str", "choices": RISKS, "required": True},
     "preview": {"type": "str", "required": True},
     "irreversible": {"type": "str", "default": ""},
+    # What undoing it does, where that is more than putting back what `state` names.
+    "undo": {"type": "str", "default": ""},
     "by_hand": {"type": "list", "elements": "str", "default": []},
     # Whether what has been looked at says how it is done by hand.
     "looks_by_hand": {"type": "bool", "default": True},
     "looks": {"type": "list", "elements": "str", "default": []},
-    # Looks of the service that must not say no.
+    # Looks of the service that must not say no, and sources of its own without which it cannot be done.
     "requires": {"type": "list", "elements": "str", "default": []},
     "sources": {"type": "dict", "default": {}},
     "state": {"type": "list", "elements": "str", "default": []},

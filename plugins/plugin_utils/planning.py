@@ -71,7 +71,8 @@ def step(
     seen, problems = {}, []
     for name, look in looks.items():
         seen[name], problem = told(look)
-        if problem and name in operation["looks"]:
+        own = name in operation["requires"] and name in operation["sources"]
+        if problem and (own or name in operation["looks"]):
             problems.append(problem)
         if name in operation["requires"] and look.get("outcome") == "value" and look.get("value") is False:
             problems.append(f"{str(look.get('note') or f'{name} says no').rstrip('.')}.")
@@ -103,6 +104,7 @@ def step(
         "preview": "\n".join(lines),
         "by_hand": commands,
         "irreversible": fill(irreversible) or None,
+        "undo": fill(operation["undo"]) or None,
         "role": role,
         "operation": data["operation"],
         "params": data["params"],

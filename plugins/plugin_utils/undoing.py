@@ -55,6 +55,9 @@ def make(
                 f"{name}: now: {_shown(now.get(step['id'] + '.' + name))}; then: {_shown(value)}"
                 for name, value in (step["before"] or {}).items()
             ]
+            put_back = (
+                f"Put back {'; '.join(changes) or 'what it changed'}, as the record kept it, and restart what reads it."
+            )
             steps.append(
                 {
                     **{key: step[key] for key in ("id", "title", "operation", "params", "role", "state_of")},
@@ -63,8 +66,7 @@ def make(
                     "reversible": True,
                     "because": [],
                     "before": step["before"],
-                    "preview": f"Put back {'; '.join(changes) or 'what it changed'}, as the record kept it, and "
-                    "restart what reads it.",
+                    "preview": step.get("undo") or put_back,
                 }
             )
     newer = sorted(name for name in every if name > run)
