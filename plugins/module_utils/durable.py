@@ -6,17 +6,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import os
+import shutil
 import tempfile
+import typing as t
 
 _PIECE = 1 << 20
 
 
-def write(path: str, content: bytes, mode: int) -> None:
-    """Replace a file."""
+def write(path: str, content: bytes, mode: int, work: str | None = None) -> None:
+    """Replace a file; what is not complete yet is beside it, or in a work folder on the same filesystem."""
     folder = os.path.dirname(path)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=work or folder, prefix=".", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -54,3 +58,34 @@ def sha256(path: str) -> str:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def work_folder(folder: str, name: str) -> t.Iterator[str]:
+    """A private folder for what is in progress. Those of killed processes, which nobody locks, are removed."""
+    for old in glob.glob(os.path.join(glob.escape(folder), f".{glob.escape(name)}.*.work")):
+        # One of another user, or one that is gone by now, is none of ours.
+        with contextlib.suppress(OSError):
+            handle = os.open(old, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if os.fstat(handle).st_uid == os.geteuid():
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(old, ignore_errors=True)
+            finally:
+                os.close(handle)
+    while True:
+        made = tempfile.mkdtemp(prefix=f".{name}.", suffix=".work", dir=folder)
+        try:
+            handle = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            # Another process took it for an old one before it was locked.
+            continue
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(made):
+            break
+        os.close(handle)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+        os.close(handle)

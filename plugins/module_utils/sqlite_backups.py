@@ -18,7 +18,6 @@ import os
 import re
 import shutil
 import sqlite3
-import tempfile
 import time
 import typing as t
 from datetime import date, datetime, timedelta, timezone
@@ -48,40 +47,6 @@ class Refused(Exception):
         self.details = details
 
 
-# Work in progress.
-
-
-@contextlib.contextmanager
-def work_folder(folder: str, name: str) -> t.Iterator[str]:
-    """A private folder beside what is to be written. Those of killed processes, which nobody locks, are removed."""
-    prefix = os.path.join(folder, f".{name}.")
-    for old in glob.glob(f"{glob.escape(prefix)}*.work"):
-        handle = os.open(old, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(old, ignore_errors=True)
-        except OSError:
-            pass
-        finally:
-            os.close(handle)
-    while True:
-        made = tempfile.mkdtemp(prefix=f".{name}.", suffix=".work", dir=folder)
-        try:
-            handle = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            if os.path.exists(made):
-                break
-            os.close(handle)
-        except FileNotFoundError:
-            # Another process took it for an old one before it was locked.
-            continue
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-        os.close(handle)
-
-
 def require_space(folder: str, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -100,7 +65,8 @@ def copy(source: str, target: str, timeout: float, wal: bool) -> dict[str, int] 
     def held(connection: sqlite3.Connection) -> dict[str, int] | None:
         # A reader's snapshot: in WAL mode nobody waits for it, and writers don't start the copy anew.
         connection.execute("BEGIN")
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        # Reads the first page and no schema, which may be damaged.
+        connection.execute("PRAGMA schema_version").fetchone()
         copy_pages(connection, target, timeout)
         try:
             return sqlite_files.counts(connection)
@@ -149,7 +115,10 @@ def copy_pages(connection: sqlite3.Connection, target: str, timeout: float, rest
 
 def of_copy(path: str, function: t.Callable[[sqlite3.Connection], t.Any]) -> t.Any:
     """Read a file that nobody else knows."""
-    with contextlib.closing(sqlite_files.connect(path, mode="ro", immutable=1)) as connection:
+    with (
+        contextlib.closing(sqlite_files.connect(path, mode="ro", immutable=1)) as connection,
+        sqlite_files.readable_errors(),
+    ):
         return function(connection)
 
 
@@ -178,7 +147,7 @@ def load_manifest(backup: str) -> Manifest | None:
     if found is None or not os.path.isfile(backup):
         return None
     size = os.stat(backup).st_size
-    fitting = [it for it in (found, found.get("replaces")) if it and it["size_bytes"] == size]
+    fitting = [it for it in (found, _valid(found.get("replaces"))) if it and it["size_bytes"] == size]
     if len(fitting) > 1:
         digest = durable.sha256(backup)
         fitting = [it for it in fitting if it["sha256"] == digest] or fitting
@@ -189,14 +158,32 @@ def read_manifest(backup: str) -> Manifest | None:
     """The manifest as it stands, whatever the file is."""
     try:
         with open(backup + MANIFEST, encoding="utf-8") as file:
-            found = json.load(file)
-        return dict(found) if found["schema"] == SCHEMA else None
-    except (OSError, ValueError, KeyError, TypeError):
+            return _valid(json.load(file))
+    except (OSError, ValueError):
         return None
 
 
-def write_manifest(backup: str, manifest: Manifest) -> None:
-    durable.write(backup + MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(), 0o600)
+def _valid(found: t.Any) -> Manifest | None:
+    """A manifest that has what is relied on, or None."""
+    texts = ("database", "taken_at", "sha256")
+    good = (
+        isinstance(found, dict)
+        and found.get("schema") == SCHEMA
+        and isinstance(found.get("database"), str)
+        and isinstance(found.get("taken_at"), str)
+        and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["taken_at"])
+    )
+    if not good:
+        return None
+    if found.get("kind") == "quarantine":
+        return dict(found) if isinstance(found.get("state"), str) else None
+    numbers = isinstance(found.get("size_bytes"), int) and isinstance(found.get("rows"), dict)
+    return dict(found) if numbers and all(isinstance(found.get(key), str) for key in texts) else None
+
+
+def write_manifest(backup: str, manifest: Manifest, work: str | None = None) -> None:
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    durable.write(backup + MANIFEST, text.encode("ascii"), 0o600, work)
 
 
 def utc(seconds: float) -> str:
@@ -240,25 +227,28 @@ def _guard(path: str, dest: str) -> Manifest | None:
     swapped = "Were path and dest swapped?"
     if os.path.exists(path) and load_manifest(path):
         raise Refused(f"{path} is itself a backup, as its manifest says. {swapped}")
-    if not os.path.exists(dest):
-        return None
-    if os.path.exists(path) and os.path.samefile(path, dest):
+    if dest in [path + suffix for suffix in sqlite_files.SIDECARS] or dest.endswith(MANIFEST):
+        raise Refused(f"{dest} is the name of another file of SQLite's or of this module's; name another one as dest.")
+    if os.path.exists(path) and os.path.exists(dest) and os.path.samefile(path, dest):
         raise Refused(f"{dest} is the database itself; name another file as dest.")
-    if not os.path.isfile(dest):
+    if os.path.exists(dest) and not os.path.isfile(dest):
         raise Refused(f"{dest} is no regular file; name another one as dest.")
     held = sqlite_files.holders(dest)
     sidecars = [dest + suffix for suffix in sqlite_files.SIDECARS if os.path.exists(dest + suffix)]
-    if held.found or sidecars:
+    manifest = load_manifest(dest)
+    # Who only reads a backup, to copy it elsewhere, is not in the way.
+    if sidecars or any(one["locks"] or manifest is None for one in held.found):
         who = str(held) or ", ".join(sidecars)
         raise Refused(f"{dest} is a database in use ({who}) and is not overwritten. {swapped}")
-    if not os.stat(dest).st_size:
+    if not os.path.exists(dest) or not os.stat(dest).st_size:
         return None
-    manifest = load_manifest(dest)
     if manifest is None:
         raise Refused(
             f"{dest} exists, and no manifest beside it says that it is a backup of this module; move it away, or name "
             f"another file as dest. {swapped}"
         )
+    if manifest["database"] != path:
+        raise Refused(f"{dest} is a backup of {manifest['database']}; name another file as dest, or move it away.")
     return manifest
 
 
@@ -290,16 +280,18 @@ def take(
         "before": older,
         "after": None,
     }
-    size = seen["page_count"] * seen["page_size"] + seen["wal_bytes"]
+    size = seen["size_bytes"] + seen["wal_bytes"]
     require_space(os.path.dirname(dest), size, "the copy")
     if check:
         unchanged = older is not None and older["database"] == path and _written(path) < seconds(older["taken_at"])
         return {**result, "changed": not unchanged}
-    with work_folder(os.path.dirname(dest), os.path.basename(dest)) as work:
-        try:
+    try:
+        with durable.work_folder(os.path.dirname(dest), os.path.basename(dest)) as work:
             return _take(path, dest, work, older, seen, result, compress, timeout, now)
-        except OSError as error:
-            raise Refused(f"{dest} cannot be written: {error.strerror}; what was there stays.") from None
+    except OSError as error:
+        raise Refused(
+            f"{dest} cannot be written: {error.strerror}; what was there stays.", state=seen["state"]
+        ) from None
 
 
 def _take(
@@ -321,38 +313,32 @@ def _take(
     except Locked as error:
         raise Refused(f"{path} cannot be copied: {error}", state="locked") from None
     except sqlite3.DatabaseError as error:
-        raise Refused(f"{path} cannot be copied: {error}; what was at {dest} stays.", state=seen["state"]) from None
+        if "malformed" not in str(error) and "not a database" not in str(error):
+            raise Refused(f"{path} cannot be copied: {error}; what was at {dest} stays.", state=seen["state"]) from None
+        shutil.copyfile(path, copied)
+        raise _no_backup(path, dest, copied, "corrupt", [str(error)], now) from None
     copied_at = time.monotonic()
     checked, rows = verify(copied)
+    if seen["state"] == "corrupt":
+        # Of a file that was cut off the copy is whole again, with zeros.
+        checked = sqlite_files.Checked(seen["errors"], ["data"])
     if checked.state == "ok" and rows_there is not None and rows != rows_there:
         checked = sqlite_files.Checked([f"the copy has {rows} rows, the database {rows_there}"], ["data"])
     digest = durable.sha256(copied)
     verified_at = time.monotonic()
     notes = []
-    if checked.damage == ["foreign_keys"]:
-        # It is what the application has written, and a backup without it would be none.
+    if checked.damage == ["foreign_keys"] or (checked.state == "unknown" and not checked.damage):
+        # It is what the application has written, or only the application can check it: without it there were no backup.
         notes = checked.errors
     elif checked.state != "ok":
-        stamp = datetime.fromtimestamp(now, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-        corrupt = f"{dest}.corrupt-{stamp}"
-        os.chmod(copied, 0o600)
-        os.replace(copied, corrupt)
-        durable.sync_folder(os.path.dirname(corrupt))
-        kind = "damaged in its indexes" if checked.state == "corrupt_index" else "damaged"
-        raise Refused(
-            f"{path} is {kind} ({checked.errors[0]}), so this is no backup; the copy is {corrupt}, and what was "
-            f"at {dest} stays.",
-            state=checked.state,
-            errors=checked.errors[: sqlite_files.SHOWN_ERRORS],
-            corrupt_copy=corrupt,
-        )
+        raise _no_backup(path, dest, copied, checked.state, checked.errors, now)
     source = os.stat(path)
     about = {
         "database_sha256": digest,
         "compression": "zstd" if compress else None,
         "state": "ok",
-        "rows": rows,
-        "foreign_key_errors": notes,
+        "rows": rows or {},
+        "notes": notes,
         "page_count": seen["page_count"],
         "page_size": seen["page_size"],
         "journal_mode": seen["journal_mode"],
@@ -366,22 +352,55 @@ def _take(
     manifest = describe(stored, path, now, stored_digest, **about)
     result.update(
         sha256=stored_digest,
-        verified=True,
-        rows=rows,
+        verified=checked.state != "unknown",
+        rows=rows or {},
         notes=notes,
         copy_seconds=round(copied_at - began, 3),
         verify_seconds=round(verified_at - copied_at, 3),
         size_bytes=manifest["size_bytes"],
     )
-    same = older is not None and older["database_sha256"] == digest and older["compression"] == about["compression"]
-    if same and older and durable.sha256(dest) == older["sha256"]:
-        return {**result, "changed": False, "sha256": older["sha256"], "after": older}
     os.chmod(stored, 0o600)
-    kept = {key: value for key, value in older.items() if key != "replaces"} if older else None
-    write_manifest(dest, {**manifest, "replaces": kept} if kept else manifest)
-    os.replace(stored, dest)
-    durable.sync_folder(os.path.dirname(dest))
+    with _alone(os.path.dirname(dest)):
+        # Another run may have been here in the meantime.
+        older = _guard(path, dest)
+        same = older is not None and all(older.get(key) == about[key] for key in ("database_sha256", "compression"))
+        if same and older and durable.sha256(dest) == older["sha256"]:
+            return {**result, "changed": False, "sha256": older["sha256"], "after": older}
+        kept = {key: value for key, value in older.items() if key != "replaces"} if older else None
+        write_manifest(dest, {**manifest, "replaces": kept} if kept else manifest, work)
+        os.replace(stored, dest)
+        durable.sync_folder(os.path.dirname(dest))
     return {**result, "changed": True, "after": manifest}
+
+
+@contextlib.contextmanager
+def _alone(folder: str) -> t.Iterator[None]:
+    """One at a time pairs a backup with its manifest."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _no_backup(path: str, dest: str, copied: str, state: str, errors: t.Sequence[str], now: float) -> Refused:
+    """Keep the copy of a damaged database apart; the same damage is kept once."""
+    digest = durable.sha256(copied)
+    kept = sorted(glob.glob(f"{glob.escape(dest)}.corrupt-*"))
+    corrupt = next((name for name in kept if durable.sha256(name) == digest), None)
+    if corrupt is None:
+        corrupt = f"{dest}.corrupt-{datetime.fromtimestamp(now, timezone.utc):%Y%m%dT%H%M%SZ}"
+        os.chmod(copied, 0o600)
+        os.replace(copied, corrupt)
+        durable.sync_folder(os.path.dirname(corrupt))
+    kind = "damaged in its indexes" if state == "corrupt_index" else "damaged"
+    return Refused(
+        f"{path} is {kind} ({errors[0]}), so this is no backup; the copy is {corrupt}, and what was at {dest} stays.",
+        state=state,
+        errors=list(errors[: sqlite_files.SHOWN_ERRORS]),
+        corrupt_copy=corrupt,
+    )
 
 
 def _require_source(seen: sqlite_files.Seen) -> None:
@@ -400,7 +419,9 @@ def _require_source(seen: sqlite_files.Seen) -> None:
 
 def _written(path: str) -> float:
     """When the database was written to for the last time."""
-    times = [os.stat(path + suffix).st_mtime for suffix in ("", "-wal") if os.path.exists(path + suffix)]
+    times = [os.stat(path).st_mtime]
+    with contextlib.suppress(FileNotFoundError):
+        times.append(os.stat(path + "-wal").st_mtime)
     return max(times)
 
 
@@ -489,9 +510,9 @@ def candidates(folder: str, path: str, pattern: str) -> list[tuple[float, str, M
             continue
         manifest = load_manifest(entry.path)
         if manifest:
-            if os.path.basename(manifest["database"]) == name and manifest.get("kind") != "quarantine":
+            if manifest["database"] == path and manifest.get("kind") != "quarantine":
                 found.append((seconds(manifest["taken_at"]), entry.path, manifest))
-        elif wanted.fullmatch(entry.name):
+        elif wanted.fullmatch(entry.name) and not read_manifest(entry.path):
             found.append((_named_time(entry.name, entry.stat().st_mtime), entry.path, None))
     return sorted(found, key=lambda it: (it[0], it[1]), reverse=True)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import math
 import os
 import re
@@ -27,7 +28,7 @@ import time
 import typing as t
 import urllib.parse
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import procfs
+from ansible_collections.oncall.runbooks.plugins.module_utils import durable, procfs
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 
 T = t.TypeVar("T")
@@ -40,14 +41,9 @@ MAGIC = b"SQLite format 3\0"
 _JOURNAL_MAGIC = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 # What else looks random from its first byte on.
 _COMPRESSED = (
-    b"\x1f\x8b",
-    b"\x28\xb5\x2f\xfd",
-    b"\xfd7zXZ\0",
-    b"BZh",
-    b"PK\x03\x04",
-    b"7z\xbc\xaf",
-    b"\x04\x22\x4d\x18",
-)
+    b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh", b"PK\x03\x04", b"7z\xbc\xaf", b"\x04\x22\x4d\x18",
+    b"\x78\x01", b"\x78\x9c", b"\x78\xda", b"\x89PNG", b"\xff\xd8\xff", b"%PDF",
+)  # fmt: skip
 _LOCK_FIRST, _RESERVED, _LOCK_LAST = 0x40000000, 0x40000001, 0x400001FF
 # Writes within one tick of the kernel's clock leave the same modification time.
 _TICK = 0.05
@@ -60,6 +56,12 @@ _NETWORK = re.compile(
 )
 # What the messages of integrity_check say of an index alone; of a duplicate it is the table's rows that are wrong.
 _OF_INDEX = re.compile(r"missing from index |^wrong # of entries in index |^rowid not at end-of-record .* of index")
+_MISSING, _WRONG_NUMBER = "missing from index ", "wrong # of entries in index "
+# What an application brings with it, or a newer SQLite: without it nothing can be said, and nothing is damaged.
+_FOREIGN = re.compile(
+    r"no such collation sequence|no such function|unknown function|no such module|no such tokenizer|"
+    r"unsupported file format|malformed database schema .*(syntax error|unknown table option)"
+)
 _OF_TREE = re.compile(r"^Tree (\d+) ")
 _OF_PAGE = re.compile(r"^(?:On tree page|Page) (\d+)\b")
 _ENDS = " ends with:"
@@ -88,6 +90,17 @@ def connect(path: str, timeout: float = 5.0, **parameters: t.Any) -> sqlite3.Con
     # Text that is not UTF-8 is data too.
     connection.text_factory = lambda value: value.decode("utf-8", "surrogateescape")
     return connection
+
+
+@contextlib.contextmanager
+def readable_errors() -> t.Iterator[None]:
+    """Python cannot decode SQLite's message about a damaged name; make it an error of the database again."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise sqlite3.DatabaseError(bytes(error.object).decode("utf-8", "replace")) from None
+    except UnicodeEncodeError:
+        raise sqlite3.DatabaseError("a name in it is no UTF-8") from None
 
 
 def identifier(name: str) -> str:
@@ -130,16 +143,22 @@ class Header:
 
 def without_header(page: bytes, size: int) -> tuple[str, str]:
     """The state of a file that does not begin as a database does, and the sentence for it."""
+    if page.startswith(MAGIC):
+        return "corrupt", f"it ends after {size} bytes, in the middle of its header"
     plausible = len(page) >= 100 and page[21:24] == bytes([64, 32, 32]) and page[18] in (1, 2) and page[19] in (1, 2)
-    if plausible and len(page) > 108 and page[100] in (0x05, 0x0D):
+    erased = not any(page[:100])
+    if (plausible or erased) and len(page) > 108 and page[100] in (0x05, 0x0D):
         return "corrupt", "its first bytes are overwritten; what follows them is a SQLite database"
+    if (plausible or _is_random(page)) and size % 512 == 0 and not page.startswith(_COMPRESSED):
+        return "encrypted", "it has no SQLite header, and its bytes are random: encrypted (SQLCipher, SEE), or noise"
+    return "not_a_database", f"it begins with {page[:16]!r}, not with {MAGIC!r}"
+
+
+def _is_random(page: bytes) -> bool:
     counts = [page.count(bytes([value])) for value in set(page)]
     entropy = -sum(count / len(page) * math.log2(count / len(page)) for count in counts)
     # Random bytes have nearly as much as there can be; in 512 of them not every value occurs.
-    random = entropy > 0.97 * min(8.0, math.log2(len(page))) - (0.15 if len(page) < 4096 else 0.0)
-    if (plausible or random) and size % 512 == 0 and not page.startswith(_COMPRESSED):
-        return "encrypted", "it has no SQLite header, and its bytes are random: encrypted (SQLCipher, SEE), or noise"
-    return "not_a_database", f"it begins with {page[:16]!r}, not with {MAGIC!r}"
+    return entropy > 0.97 * min(8.0, math.log2(len(page))) - (0.15 if len(page) < 4096 else 0.0)
 
 
 # Who has it.
@@ -164,7 +183,7 @@ def holders(path: str) -> Holders:
             status = os.stat(path + suffix)
             inodes[status.st_dev, status.st_ino] = os.path.basename(path) + suffix
     open_files, complete = procfs.open_files_of(inodes, path)
-    locks = _locks(inodes)
+    locks = _locks(inodes, open_files)
     found = []
     for pid in sorted({*open_files, *locks} - {os.getpid()}):
         try:
@@ -186,19 +205,26 @@ def lost_writers(held: Holders) -> list[str]:
     ]
 
 
-def _locks(inodes: t.Mapping[tuple[int, int], str]) -> dict[int, dict[str, str]]:
-    """Who has which lock on these files: {pid: {file: lock}}, with SQLite's names for those on the database."""
+def _locks(inodes: t.Mapping[tuple[int, int], str], holding: t.Collection[int]) -> dict[int, dict[str, str]]:
+    """Who has which lock on these files: {pid: {file: lock}}, with SQLite's names for those on the database.
+
+    Some filesystems show another device there than stat does; then who has the file open tells whose locks they are.
+    """
     try:
         lines = procfs.read("/proc/locks").splitlines()
     except OSError:
         return {}
-    by_inode = {(os.major(dev), os.minor(dev), inode): name for (dev, inode), name in inodes.items()}
+    exact = {(os.major(dev), os.minor(dev), inode): name for (dev, inode), name in inodes.items()}
+    by_inode = {inode: name for (_dev, inode), name in inodes.items()}
     found: dict[int, dict[str, str]] = {}
     for line in lines:
         match = re.match(r"\d+: POSIX +\w+ +(\w+) +(\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) (\d+) (\d+|EOF)$", line)
         if not match:
             continue
-        file = by_inode.get((int(match[3], 16), int(match[4], 16), int(match[5])))
+        pid, inode = int(match[2]), int(match[5])
+        file = exact.get((int(match[3], 16), int(match[4], 16), inode)) or (
+            by_inode.get(inode) if pid in holding else None
+        )
         if file is None:
             continue
         kind, first = match[1], int(match[6])
@@ -207,18 +233,32 @@ def _locks(inodes: t.Mapping[tuple[int, int], str]) -> dict[int, dict[str, str]]
             lock = "reserved" if first == _RESERVED else "exclusive"
         elif kind == "WRITE":
             lock = "write"
-        before = found.setdefault(int(match[2]), {}).get(file)
+        before = found.setdefault(pid, {}).get(file)
         if before in (None, "shared") or lock == "exclusive":
-            found[int(match[2])][file] = lock
+            found[pid][file] = lock
     return found
 
 
-def _who_locks(path: str, *, kinds: t.Collection[str]) -> list[str]:
-    """Who has one of these locks on the database itself."""
-    status = os.stat(path)
-    mine = os.getpid()
-    locks = _locks({(status.st_dev, status.st_ino): ""})
-    return [f"{procfs.name(pid)} (PID {pid})" for pid, own in locks.items() if own[""] in kinds and pid != mine]
+# struct flock of 64-bit Linux: type, whence, start, length, pid.
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+def _blocker(file: int, first: int, last: int, kind: int) -> int | None:
+    """The process whose lock would keep us from having one, asked of the kernel itself; 0 where it cannot be seen."""
+    asked = _FLOCK.pack(kind, os.SEEK_SET, first, last - first + 1, 0)
+    found, _whence, _start, _length, pid = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    return None if found == fcntl.F_UNLCK else max(0, pid)
+
+
+def _writer(file: int) -> int | None:
+    """Who keeps readers out."""
+    return _blocker(file, _LOCK_FIRST, _LOCK_FIRST, fcntl.F_RDLCK) or _blocker(
+        file, _RESERVED + 1, _LOCK_LAST, fcntl.F_RDLCK
+    )
+
+
+def _who(pids: t.Iterable[int | None]) -> str:
+    return ", ".join(f"{procfs.name(pid)} (PID {pid})" for pid in pids if pid) or "a process that cannot be seen"
 
 
 # Where it lies.
@@ -244,7 +284,7 @@ def is_network(kind: str) -> bool:
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 
@@ -291,35 +331,44 @@ class _Way:
     fingerprint: tuple[t.Any, ...] | None = None
 
 
+# With a -shm that it may not write to, SQLite reads the log of a client that was killed without touching it.
+_IN_PLACE = _Way({"mode": "ro", "readonly_shm": 1})
+_AS_CLIENT = _Way({"mode": "rw"})
+
+
 def _fingerprint(path: str) -> tuple[t.Any, ...]:
-    status = os.stat(path)
-    return (
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        *(_size(path + suffix) for suffix in ("-wal", "-journal")),
-    )
+    found: list[t.Any] = []
+    for suffix in ("", "-wal", "-journal"):
+        try:
+            status = os.stat(path + suffix)
+            found += [status.st_ino, status.st_size, status.st_mtime_ns]
+        except FileNotFoundError:
+            found.append(None)
+    return tuple(found)
 
 
-def is_hot(path: str) -> bool:
+def is_hot(path: str, file: int | None = None) -> bool:
     """Whether a transaction was cut off: its journal is to be rolled back, and nobody is at it."""
     try:
-        with open(path + "-journal", "rb") as file:
-            if file.read(8) != _JOURNAL_MAGIC:
+        with open(path + "-journal", "rb") as journal:
+            if journal.read(8) != _JOURNAL_MAGIC:
                 return False
+        with contextlib.ExitStack() as stack:
+            if file is None:
+                file = stack.enter_context(open(path, "rb")).fileno()
+            return _blocker(file, _RESERVED, _LOCK_LAST, fcntl.F_WRLCK) is None
     except OSError:
         return False
-    return not _who_locks(path, kinds=("reserved", "exclusive"))
 
 
-def _way(path: str, wal: bool, deadline: float) -> _Way:
-    if not wal:
-        if not is_hot(path):
-            return _Way({"mode": "ro"})
+def _way(path: str, file: int, deadline: float) -> _Way:
+    if is_hot(path, file):
         return _Way({"mode": "rw"}, copied=True, fingerprint=_fingerprint(path))
+    if not _header(file).wal:
+        return _IN_PLACE
     # Without a log the file alone is all there is, and opening it in any other way would create the other two. But only
     # when it has been quiet can it be seen whether somebody writes to it meanwhile.
-    while not _size(path + "-wal") and not os.path.exists(path + "-shm"):
+    while not os.path.exists(path + "-wal") or not (_size(path + "-wal") or os.path.exists(path + "-shm")):
         fingerprint = _fingerprint(path)
         if not 0 <= time.time() - os.stat(path).st_mtime < _TICK:
             return _Way({"mode": "ro", "immutable": 1}, fingerprint=fingerprint)
@@ -327,17 +376,22 @@ def _way(path: str, wal: bool, deadline: float) -> _Way:
             raise Changed
         time.sleep(0.001)
     if os.path.exists(path + "-shm"):
-        # With a -shm that it may not write to, SQLite reads the log of a client that was killed without touching it.
-        return _Way({"mode": "ro", "readonly_shm": 1})
+        return _IN_PLACE
     return _Way({"mode": "rw"}, copied=True, fingerprint=_fingerprint(path))
+
+
+def _header(file: int) -> Header:
+    header = Header.parse(os.pread(file, 100, 0))
+    if header is None:
+        raise Changed
+    return header
 
 
 @contextlib.contextmanager
 def _scratch(path: str) -> t.Iterator[str]:
     """A copy of the database with its log or journal, for this process only."""
     needed = sum(_size(path + suffix) for suffix in ("", "-wal", "-journal"))
-    folder = tempfile.mkdtemp(prefix="oncall-sqlite-")
-    try:
+    with durable.work_folder(tempfile.gettempdir(), "oncall-sqlite") as folder:
         free = shutil.disk_usage(folder).free
         if 2 * needed > free:
             raise NoAnswer(
@@ -346,12 +400,13 @@ def _scratch(path: str) -> t.Iterator[str]:
                 "no space",
             )
         copy = os.path.join(folder, "copy.db")
-        for suffix in ("", "-wal", "-journal"):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(path + suffix, copy + suffix)
+        try:
+            for suffix in ("", "-wal", "-journal"):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copyfile(path + suffix, copy + suffix)
+        except OSError as error:
+            raise cannot(path, error) from None
         yield copy
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read(
@@ -375,14 +430,17 @@ def _read(path: str, function: t.Callable[[sqlite3.Connection], T], timeout: flo
         except (Changed, FileNotFoundError):
             # Written to, or a sidecar came or went between looking and opening.
             if as_client and os.path.exists(path):
-                way = _Way({"mode": "rw"})
+                way = _AS_CLIENT
             problem: Exception = Locked(f"{path} is written to without a pause; a longer timeout may find one.")
+        except _Blocked as error:
+            problem = Locked(f"{path} is locked by {error}; wait for its end.")
+        except PermissionError as error:
+            raise cannot(path, error) from None
         except sqlite3.OperationalError as error:
             said = str(error)
             if "locked" in said or "busy" in said:
                 # Not every lock is waited for by SQLite itself, such as that of a client that closes.
-                who = ", ".join(_who_locks(path, kinds=("exclusive", "reserved")))
-                problem = Locked(f"{path} is locked by {who or 'a process that cannot be seen'}; wait for its end.")
+                problem = Locked(f"{path} is locked by {_who(_lockers(path))}; wait for its end.")
             elif "unable to open" in said or "readonly database" in said:
                 problem = NoAnswer(
                     f"{path} or its -wal or -shm cannot be opened by {me()} ({said}); run with -b.", "permission"
@@ -398,27 +456,47 @@ class Locked(Exception):
     """Somebody keeps the database from being read, or written; the message is one sentence."""
 
 
+class _Blocked(Exception):
+    """Somebody has it locked now; the message is who."""
+
+
+def _lockers(path: str) -> list[int]:
+    """Who has a lock that keeps others out, when no connection is open."""
+    with open(path, "rb") as file:
+        found = {_writer(file.fileno()), _blocker(file.fileno(), _RESERVED, _RESERVED, fcntl.F_WRLCK)}
+    return sorted(pid for pid in found if pid)
+
+
 def _read_once(path: str, function: t.Callable[[sqlite3.Connection], T], timeout: float, way: _Way | None = None) -> T:
-    header = header_of(path)
-    if header is None:
-        raise Changed
-    way = way or _way(path, header.wal, time.monotonic() + timeout)
-    if way.fingerprint and _who_locks(path, kinds=("exclusive",)):
-        raise sqlite3.OperationalError("database is locked")
     with contextlib.ExitStack() as stack:
+        # Closed last of all, because closing it takes SQLite's locks away.
+        file = stack.enter_context(open(path, "rb")).fileno()
+        _header(file)
+        if way is None:
+            # As long as somebody reads, no client removes the log or changes the journal mode.
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, _LOCK_LAST - _RESERVED, _RESERVED + 1)
+            except OSError:
+                raise _Blocked(_who([_writer(file)])) from None
+            way = _way(path, file, time.monotonic() + timeout)
+            if way.fingerprint or not _header(file).wal:
+                # A copy, or a file that only has to be found unchanged afterwards: nobody has to wait for us. And with
+                # a rollback journal a writer would wait for this lock, and SQLite for the writer.
+                fcntl.lockf(file, fcntl.LOCK_UN)
         where = stack.enter_context(_scratch(path)) if way.copied else path
         if way.copied and _fingerprint(path) != way.fingerprint:
             raise Changed
         connection = stack.enter_context(contextlib.closing(connect(where, timeout, **way.parameters)))
         try:
-            result = function(connection)
-        except sqlite3.DatabaseError:
+            with readable_errors():
+                result = function(connection)
+        except (sqlite3.DatabaseError, NoAnswer):
             if way.fingerprint and _fingerprint(path) != way.fingerprint:
                 raise Changed from None
             raise
-    if way.fingerprint and not way.copied and _fingerprint(path) != way.fingerprint:
-        raise Changed
-    return result
+        if way.fingerprint and not way.copied and _fingerprint(path) != way.fingerprint:
+            raise Changed
+        return result
 
 
 # What is in it.
@@ -435,7 +513,11 @@ def tables(connection: sqlite3.Connection, schema: str = "main") -> list[str]:
 
 def counts(connection: sqlite3.Connection) -> dict[str, int]:
     """Rows per table, counted in the tables and not in an index, which may be damaged."""
-    return {name: count(connection, name) for name in tables(connection)}
+    return {name: count(connection, name) for name in tables(connection) if is_utf8(name)}
+
+
+def is_utf8(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def count(connection: sqlite3.Connection, table: str) -> int:
@@ -471,13 +553,17 @@ def check(connection: sqlite3.Connection, depth: str, budget: float | None = Non
     errors: list[str] = []
     try:
         try:
-            errors.extend(_messages(connection, pragma))
+            for message in _messages(connection, pragma):
+                errors.append(message)
         except sqlite3.DatabaseError as error:
-            if _is_no_damage(error):
+            if is_no_damage(error):
                 raise
+            if _FOREIGN.search(str(error)):
+                return Checked([f"this SQLite {sqlite3.sqlite_version} cannot check it: {error}"], [], finished=False)
             if depth == "full" and not errors:
                 # Python reads one row ahead, so that what was said before the end is lost; this goes on to the end.
-                errors.extend(_messages(connection, "quick_check"))
+                with contextlib.suppress(sqlite3.DatabaseError):
+                    errors.extend(_messages(connection, "quick_check"))
             errors.append(f"{pragma}{_ENDS} {error}")
         if errors:
             return Checked(errors, [_kind_of_damage(connection, errors)])
@@ -485,7 +571,9 @@ def check(connection: sqlite3.Connection, depth: str, budget: float | None = Non
     except sqlite3.OperationalError as error:
         if str(error) != "interrupted":
             raise
-        return Checked([f"{pragma} and foreign_key_check did not end within {budget:g} s"], [], finished=False)
+        over = f"{pragma} and foreign_key_check did not end within {budget:g} s"
+        # What was found until then is damage all the same; of which kind is not known.
+        return Checked([*errors, over], ["data"] if errors else [], finished=False)
     finally:
         connection.set_progress_handler(None, 0)
     return Checked(broken, ["foreign_keys"] if broken else [], broken_references=number)
@@ -497,7 +585,7 @@ def _messages(connection: sqlite3.Connection, pragma: str) -> t.Iterator[str]:
             yield from str(message).splitlines()
 
 
-def _is_no_damage(error: sqlite3.DatabaseError) -> bool:
+def is_no_damage(error: sqlite3.DatabaseError) -> bool:
     return any(word in str(error) for word in ("locked", "busy", "unable to open", "interrupted", "readonly"))
 
 
@@ -522,6 +610,9 @@ def _broken_references(connection: sqlite3.Connection) -> tuple[list[str], int]:
 
 def _kind_of_damage(connection: sqlite3.Connection, errors: t.Sequence[str]) -> str:
     """index, where rebuilding the indexes would mend all of it; else data."""
+    if any(_WRONG_NUMBER in error for error in errors) and not any(_MISSING in error for error in errors):
+        # Indexes with more entries than rows may be all that is left of rows.
+        return "data"
     try:
         size = (
             connection.execute("PRAGMA page_count").fetchone()[0] * connection.execute("PRAGMA page_size").fetchone()[0]
@@ -631,15 +722,16 @@ def one_value(connection: sqlite3.Connection, query: str) -> t.Any:
     """The value that a query for one row with one column gives. Anything but reading is refused."""
     connection.set_authorizer(lambda action, *_about: sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY)
     try:
-        rows = connection.execute(query).fetchmany(2)
+        rows = connection.execute(str(query)).fetchmany(2)
     except sqlite3.DatabaseError as error:
-        if "malformed" in str(error) or _is_no_damage(error):
+        if "malformed" in str(error) or is_no_damage(error):
             raise
         raise NoAnswer(f"The query is refused: {error}; it is one SELECT of one row with one column.") from None
-    except sqlite3.Warning as error:
+    except (sqlite3.Warning, ValueError) as error:
         raise NoAnswer(f"The query is refused: {error}; it is one SELECT of one row with one column.") from None
     finally:
-        connection.set_authorizer(None)
+        # Before Python 3.11 None would deny everything.
+        connection.set_authorizer(lambda *_about: sqlite3.SQLITE_OK)
     if len(rows) != 1 or len(rows[0]) != 1:
         shape = f"{len(rows[0])} columns" if rows and len(rows[0]) != 1 else "no row" if not rows else "several rows"
         raise NoAnswer(f"The query gives {shape}; it is one SELECT of one row with one column.", "no data")
@@ -748,11 +840,18 @@ def _look(
             seen["state"] = "unknown"
             return seen
 
+    limits = list(seen["limits"])
+
     def everything(connection: sqlite3.Connection) -> None:
+        # Once more where the file has changed in the meantime.
+        seen.update(values=None, rows=None, tables_missing=[], limits=list(limits))
         seen["tables"] = tables(connection)
         for key in ("page_count", "freelist_count", "application_id", "user_version"):
             seen[key] = connection.execute(f"PRAGMA {key}").fetchone()[0]
         checked = check(connection, depth, budget)
+        short = _short(real, seen)
+        if short:
+            checked = Checked([short, *checked.errors], ["data"])
         seen.update(errors=checked.errors[:SHOWN_ERRORS], damage=checked.damage, state=checked.state)
         seen["broken_references"] = checked.broken_references
         if not checked.finished:
@@ -765,14 +864,25 @@ def _look(
     try:
         read(real, everything, timeout)
     except Locked as error:
-        seen.update(state="locked", errors=[str(error)])
+        seen.update(state="locked", errors=[str(error)], damage=[], tables=None, rows=None, values=None)
     except sqlite3.DatabaseError as error:
-        seen.update(state=_state_of(error), damage=["data"], errors=[*seen["errors"], f"{real}: {error}"])
+        if _FOREIGN.search(str(error)):
+            limit = f"this SQLite {sqlite3.sqlite_version} cannot read it: {error}"
+            seen.update(state="unknown", limits=[*limits, limit], errors=[])
+        elif len(page) > 108 and page[100] not in (0x05, 0x0D) and _is_random(page[100:]):
+            seen.update(
+                state="encrypted", errors=[f"{real}: behind its header its bytes are random: encrypted, or noise"]
+            )
+        else:
+            seen.update(state="corrupt", damage=["data"], errors=[*seen["errors"], f"{real}: {error}"])
     if seen["tables"] is not None:
         seen["tables_missing"] = sorted(set(expect_tables) - set(seen["tables"]))
     return seen
 
 
-def _state_of(error: sqlite3.DatabaseError) -> str:
-    # With a header that is one, but a first page that is none: some encryptions leave the header in clear.
-    return "encrypted" if "encrypted" in str(error) else "corrupt"
+def _short(real: str, seen: Seen) -> str:
+    """SQLite reads what a file lacks at its end as zeros, and finds nothing wrong."""
+    if _size(real + "-wal") or seen["hot_journal"]:
+        return ""
+    size, wanted = _size(real), seen["page_count"] * seen["page_size"]
+    return f"{real} has {size} bytes, and its pages {wanted}: it was cut off" if size < wanted else ""

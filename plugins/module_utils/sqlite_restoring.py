@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import sqlite3
+import stat
 import tempfile
 import time
 import typing as t
@@ -101,20 +102,22 @@ def restore(options: Options, check: bool) -> Told:
             told["action"] = "none"
             told["notes"].append(f"its indexes cannot be rebuilt: {error}")
     parent = tempfile.gettempdir() if check else folder
-    with sqlite_backups.work_folder(parent, os.path.basename(path)) as work:
-        try:
+    try:
+        with durable.work_folder(parent, os.path.basename(path)) as work:
             staged = _stage(options, path, work, in_place=check and not options.raise_counters)
             told.update(backup=staged.source, backup_taken_at=sqlite_backups.utc(staged.taken_at), notes=staged.notes)
             return _restore(options, path, seen, staged, told, work, check)
-        except OSError as error:
-            raise Refused(f"{path} cannot be restored: {error}; nothing was changed.", **told) from None
+    except OSError as error:
+        where = f" What was there before is in {told['quarantine']}." if told["quarantine"] else ""
+        raise Refused(f"{path} cannot be restored: {error}.{where}", **told) from None
 
 
 def _restore(
     options: Options, path: str, seen: sqlite_files.Seen, staged: Staged, told: Told, work: str, check: bool
 ) -> Told:
     if staged.path is not None:
-        told["counters"] = _raise_counters(options, path, seen, staged.path)
+        if staged.state == "ok":
+            told["counters"] = _raise_counters(options, path, seen, staged.path)
         difference = compare(path, seen, staged, options.timeout)
         told["lost"] = difference.lost
         told["notes"] = [*told["notes"], *difference.notes]
@@ -137,11 +140,11 @@ def _put_in_place(options: Options, path: str, seen: sqlite_files.Seen, staged: 
     sqlite_backups.require_space(os.path.dirname(path), room, "the quarantine and the restored database")
     quarantine = _new_folder(path, options.quarantine_dir or os.path.dirname(path))
     if told["method"] == "online":
-        _online(path, t.cast(str, staged.path), quarantine, seen, options.timeout)
+        _online(options, path, t.cast(str, staged.path), quarantine, seen)
     else:
         _offline(path, staged, quarantine, seen)
     told["quarantine"] = quarantine
-    _mark(os.path.join(quarantine, os.path.basename(path)))
+    _seal(quarantine, path)
     # Numbers that are given out in the meantime count as well.
     counters = [dict(counter) for counter in options.raise_counters]
     told["undo"] = {"path": path, "backup": quarantine, **({"raise_counters": counters} if counters else {})}
@@ -198,7 +201,9 @@ def _stage(options: Options, path: str, work: str, *, in_place: bool) -> Staged:
         if kept is None:
             raise Refused(f"{source} is a folder and no quarantine of {path}; name a backup.")
         source = kept
-    manifest = sqlite_backups.load_manifest(source)
+    manifest = sqlite_backups.read_manifest(source)
+    if not manifest or manifest.get("kind") != "quarantine":
+        manifest = sqlite_backups.load_manifest(source)
     nothing = sqlite_backups.read_manifest(source) if not os.path.exists(source) else None
     if nothing and nothing["state"] == "missing":
         return Staged(
@@ -208,6 +213,8 @@ def _stage(options: Options, path: str, work: str, *, in_place: bool) -> Staged:
         about = os.stat(source)
     except OSError as error:
         raise Refused(f"{options.backup} cannot be read as a backup: {error.strerror}; correct backup.") from None
+    if not stat.S_ISREG(about.st_mode):
+        raise Refused(f"{source} is no regular file; name a backup.")
     if os.path.exists(path) and os.path.samefile(source, path):
         raise Refused(f"backup is {options.backup}, which is the database itself; name a backup.")
     taken_at = sqlite_backups.seconds(manifest["taken_at"]) if manifest else about.st_mtime
@@ -225,22 +232,25 @@ def _verified(
     if in_place and not sidecars and not sqlite_backups.is_packed(source):
         staged = source
     size = max(os.stat(source).st_size, (manifest or {}).get("page_count", 0) * (manifest or {}).get("page_size", 0))
-    notes = []
+    notes: list[str] = []
+    quarantined = bool(manifest and manifest.get("kind") == "quarantine")
     if staged == source:
         digest = durable.sha256(source)
     else:
         sqlite_backups.require_space(work, size, "the copy of the backup")
         digest = sqlite_backups.unpack(source, staged)
+    if manifest is None and os.path.exists(source + sqlite_backups.MANIFEST):
+        raise Refused(f"{source} does not fit the manifest beside it; it, or the manifest, is damaged.")
     if manifest is None:
         notes.append(f"{source} has no manifest: that it is what was saved then cannot be established")
-    elif digest != manifest["sha256"]:
+    elif digest != (manifest.get("sha256") or digest):
         raise Refused(
             f"{source} is not what was saved: its SHA-256 is {digest}, its manifest says {manifest['sha256']}."
         )
     for suffix in sidecars:
         # With its log beside it: together they are the database.
         shutil.copyfile(source + suffix, staged + suffix)
-    if manifest and manifest.get("kind") == "quarantine" and manifest["state"] != "ok":
+    if quarantined and manifest and manifest["state"] not in ("ok", "foreign_keys"):
         # What was there before is put back as it was.
         return Staged(source, staged, manifest, taken_at, manifest["state"], notes)
     if not os.path.getsize(staged):
@@ -251,7 +261,7 @@ def _verified(
         checked, rows = sqlite_backups.verify(staged)
     except sqlite3.DatabaseError as error:
         raise Refused(f"{source} is damaged: {error}.") from None
-    if checked.damage == ["foreign_keys"]:
+    if checked.damage == ["foreign_keys"] or (checked.state == "unknown" and not checked.damage):
         notes += checked.errors
     elif checked.state != "ok":
         raise Refused(f"{source} is damaged: {checked.errors[0]}.")
@@ -306,8 +316,7 @@ def compare(path: str, seen: sqlite_files.Seen, staged: Staged, timeout: float) 
     if seen["state"] == "missing":
         return Difference(False, {}, [])
     if staged.state != "ok" or seen["tables"] is None:
-        bare = not any(os.path.exists(path + suffix) for suffix in sqlite_files.SIDECARS)
-        same = bare and os.path.getsize(path) == os.path.getsize(copy) and durable.sha256(path) == durable.sha256(copy)
+        same = all(_same_file(path + suffix, copy + suffix) for suffix in ("", "-wal", "-journal"))
         why = "" if same else f"{path} is {seen['state']}, so what would be lost cannot be told"
         return Difference(same, {}, [why] if why and seen["state"] != "empty" else [])
 
@@ -321,7 +330,7 @@ def compare(path: str, seen: sqlite_files.Seen, staged: Staged, timeout: float) 
             try:
                 found = _table(connection, table, there.get(table), theirs.get(table), sound=sound)
             except sqlite3.DatabaseError as error:
-                if "malformed" not in str(error) and "too large" not in str(error):
+                if sqlite_files.is_no_damage(error):
                     raise
                 found = {**_NOTHING, "rows": None, "changed": None}
                 notes.append(f"what {table} would lose cannot be told: {error}")
@@ -347,6 +356,17 @@ _NOTHING: Told = {
     "newest_now": None,
     "newest_backup": None,
 }
+
+
+def _same_file(one: str, other: str) -> bool:
+    there = os.path.exists(one)
+    if there != os.path.exists(other):
+        return False
+    return not there or (
+        os.path.getsize(one) == os.path.getsize(other) and durable.sha256(one) == durable.sha256(other)
+    )
+
+
 # What makes two databases different besides their rows.
 _ABOUT = (
     "PRAGMA {}.user_version",
@@ -376,12 +396,19 @@ class _Table:
 def _tables(connection: sqlite3.Connection, schema: str) -> dict[str, _Table]:
     found = {}
     for name in sqlite_files.tables(connection, schema):
-        columns = connection.execute(f"PRAGMA {schema}.table_info({identifier(name)})").fetchall()
+        if not sqlite_files.is_utf8(name):
+            continue
+        quoted = identifier(name)
+        # Columns that are computed and stored are data too; only those of virtual tables are hidden (1).
+        columns = [row for row in connection.execute(f"PRAGMA {schema}.table_xinfo({quoted})") if row[6] != 1]
         names = tuple(row[1] for row in columns)
         key = tuple(row[1] for row in sorted(columns, key=lambda row: row[5]) if row[5])
-        if not key:
-            # Of its three names one is not taken by a column.
-            key = next(((alias,) for alias in ("rowid", "_rowid_", "oid") if alias not in map(str.lower, names)), ())
+        alias = next((it for it in ("rowid", "_rowid_", "oid") if it not in map(str.lower, names)), None)
+        # Of a key that may be null there may be many. Where there is no key, rows have a number.
+        nulls = " OR ".join(f"{identifier(part)} IS NULL" for part in key)
+        query = f"SELECT EXISTS (SELECT 1 FROM {schema}.{quoted} NOT INDEXED WHERE {nulls})"  # noqa: S608 - quoted
+        if not key or (alias and len(key) >= 1 and connection.execute(query).fetchone()[0]):
+            key = (alias,) if alias else ()
         times = tuple(row[1] for row in columns if _TIME.search(row[1]) or row[2].upper() in _TIME_TYPES)
         found[name] = _Table(names, key, times)
     return found
@@ -403,8 +430,15 @@ def _table(
     if theirs:
         found["rows_backup"] = count(f"backup.{quoted} NOT INDEXED")
         found["newest_backup"] = _newest(connection, f"backup.{quoted}", theirs.times)
-    if not there or not theirs or there.key != theirs.key or not there.key:
+    if not there or not theirs:
         return {**found, "rows": found["rows_now"] or 0, "back": found["rows_backup"] or 0}
+    if there.key != theirs.key or not there.key:
+        # Without a number rows are compared as wholes.
+        one, other = f"SELECT * FROM main.{quoted}", f"SELECT * FROM backup.{quoted}"  # noqa: S608 - quoted
+        same = found["rows_now"] == found["rows_backup"] and there.columns == theirs.columns
+        if same and not count(f"({one} EXCEPT {other})") and not count(f"({other} EXCEPT {one})"):
+            return found
+        return {**found, "rows": found["rows_now"], "back": found["rows_backup"]}
     same_key = " AND ".join(f"b.{_column(key)} IS a.{_column(key)}" for key in there.key)
     ours, its = f"main.{quoted} AS a", f"backup.{quoted} AS b"
     without = "{} NOT INDEXED WHERE NOT EXISTS (SELECT 1 FROM {} WHERE {})"
@@ -413,13 +447,23 @@ def _table(
         found["back"] = count(without.format(its, ours, same_key))
     if there.columns != theirs.columns:
         return {**found, "changed": found["rows_now"] - found["rows"]}
-    same = " AND ".join(
-        f"a.{column} COLLATE BINARY IS b.{column} AND typeof(a.{column}) = typeof(b.{column})"
-        for column in map(identifier, there.columns)
+    same_row = _all_of(
+        [
+            f"(a.{column} COLLATE BINARY IS b.{column} AND typeof(a.{column}) = typeof(b.{column}))"
+            for column in map(identifier, there.columns)
+        ]
     )
     # The cross join keeps the order: through the database without its indexes, then into the backup by key.
-    found["changed"] = count(f"{ours} NOT INDEXED CROSS JOIN {its} ON {same_key} WHERE NOT ({same})")
+    found["changed"] = count(f"{ours} NOT INDEXED CROSS JOIN {its} ON {same_key} WHERE NOT {same_row}")
     return found
+
+
+def _all_of(terms: list[str]) -> str:
+    """The terms joined by AND; balanced, because SQLite takes an expression only to a depth of 1000."""
+    if len(terms) == 1:
+        return terms[0]
+    middle = len(terms) // 2
+    return f"({_all_of(terms[:middle])} AND {_all_of(terms[middle:])})"
 
 
 def _column(name: str) -> str:
@@ -472,42 +516,91 @@ def _raise_counters(options: Options, path: str, seen: sqlite_files.Seen, staged
     raised = []
     for counter in options.raise_counters:
         table, column = counter["table"], counter["column"]
-        quoted, number = identifier(table), identifier(column)
-        now: list[tuple[t.Any, ...]] = []
-
-        def look(connection: sqlite3.Connection, quoted: str = quoted) -> list[tuple[t.Any, ...]]:
-            return connection.execute(f"SELECT * FROM {quoted} NOT INDEXED").fetchall()  # noqa: S608 - quoted
-
+        least = counter.get("at_least") or 0
+        now: dict[tuple[t.Any, ...], t.Any] = {}
         with contextlib.closing(sqlite_files.connect(staged, mode="rw")) as copy:
-            columns = [row[1] for row in copy.execute(f"PRAGMA table_info({quoted})")]
-            if not columns:
+            key = _counter(copy, table, column)
+            if key is None:
                 continue
-            if column not in columns:
-                raise Refused(f"raise_counters names {table}.{column}, and {table} has only {', '.join(columns)}.")
-            with contextlib.suppress(sqlite3.DatabaseError, Locked):
-                if seen["tables"] and table in seen["tables"]:
+
+            def look(connection: sqlite3.Connection, table: str = table, column: str = column) -> t.Any:
+                return _numbers(connection, table, column)
+
+            try:
+                if seen["state"] not in ("missing", "empty", "not_a_database", "encrypted"):
                     now = sqlite_files.read(path, look, options.timeout, as_client=True)
-            before = copy.execute(f"SELECT max({number}) FROM {quoted}").fetchone()[0]  # noqa: S608 - quoted
+            except (sqlite3.DatabaseError, Locked) as error:
+                if not least:
+                    raise Refused(
+                        f"{path} cannot tell how far {table}.{column} is ({error}), and it must not go back; give "
+                        "at_least."
+                    ) from None
+            before = max(_numbers(copy, table, column).values(), default=None)
             copy.execute("PRAGMA journal_mode=DELETE").fetchone()
-            copy.execute("BEGIN")
-            key = [row[1] for row in copy.execute(f"PRAGMA table_info({quoted})") if row[5]]
-            same_key = " AND ".join(f"{identifier(name)} IS ?" for name in key) or "1"
-            for row in now:
-                if len(row) != len(columns):
-                    break
-                values = dict(zip(columns, row))
-                marks = ", ".join("?" * len(row))
-                copy.execute(f"INSERT OR IGNORE INTO {quoted} VALUES ({marks})", row)  # noqa: S608 - quoted
-                copy.execute(
-                    f"UPDATE {quoted} SET {number} = ? WHERE {same_key} AND {number} < ?",  # noqa: S608 - quoted
-                    (values[column], *(values[name] for name in key), values[column]),
-                )
-            least = counter.get("at_least") or 0
-            copy.execute(f"UPDATE {quoted} SET {number} = ? WHERE {number} < ?", (least, least))  # noqa: S608 - quoted
-            copy.execute("COMMIT")
-            after = copy.execute(f"SELECT max({number}) FROM {quoted}").fetchone()[0]  # noqa: S608 - quoted
+            _raise(copy, table, column, now, least)
+            after = max(_numbers(copy, table, column).values(), default=None)
         raised.append({"table": table, "column": column, "backup": before, "restored": after})
     return raised
+
+
+def _counter(connection: sqlite3.Connection, table: str, column: str) -> list[str] | None:
+    """The key of a table of counters; None where there is no such table."""
+    info = connection.execute(f"PRAGMA table_info({identifier(table)})").fetchall()
+    if not info:
+        return None
+    if column.lower() not in [row[1].lower() for row in info]:
+        names = ", ".join(row[1] for row in info)
+        raise Refused(f"raise_counters names {table}.{column}, and {table} has only {names}.")
+    return [row[1] for row in info if row[5]]
+
+
+def _numbers(connection: sqlite3.Connection, table: str, column: str) -> dict[tuple[t.Any, ...], int]:
+    """The counters by key; without a key, by their place."""
+    key = _counter(connection, table, column)
+    if key is None:
+        return {}
+    columns = ", ".join(map(identifier, [*key, column]))
+    rows = connection.execute(f"SELECT {columns} FROM {identifier(table)} NOT INDEXED").fetchall()  # noqa: S608 - quoted
+    found = {}
+    for place, row in enumerate(rows):
+        with contextlib.suppress(TypeError, ValueError):
+            found[tuple(row[:-1]) or (place,)] = int(row[-1])
+    return found
+
+
+def _raise(
+    copy: sqlite3.Connection, table: str, column: str, now: t.Mapping[tuple[t.Any, ...], int], least: int
+) -> None:
+    """Let no counter of the copy be below what it is now, nor below `least`; and see that it is so."""
+    quoted, number = identifier(table), identifier(column)
+    behind = f"({number} IS NULL OR CAST({number} AS INTEGER) < ?)"
+    key = _counter(copy, table, column) or []
+    highest = max(now.values(), default=0)
+    try:
+        copy.execute("BEGIN")
+        for values, value in now.items():
+            if key:
+                same = " AND ".join(f"{identifier(name)} IS ?" for name in key)
+                names, marks = ", ".join(map(identifier, [*key, column])), ", ".join("?" * (len(key) + 1))
+                copy.execute(
+                    f"UPDATE {quoted} SET {number} = ? WHERE {same} AND {behind}",  # noqa: S608 - quoted
+                    (value, *values, value),
+                )
+                there = copy.execute(f"SELECT count(*) FROM {quoted} WHERE {same}", values).fetchone()[0]  # noqa: S608
+                if not there:
+                    with contextlib.suppress(sqlite3.IntegrityError):
+                        # Where more is wanted than its key, the others are raised beyond it below.
+                        copy.execute(f"INSERT INTO {quoted} ({names}) VALUES ({marks})", (*values, value))  # noqa: S608
+        floor = max(least, 0 if key else highest)
+        copy.execute(
+            f"UPDATE {quoted} SET {number} = ? WHERE {behind}",  # noqa: S608 - quoted
+            (floor, floor),
+        )
+        copy.execute("COMMIT")
+    except (sqlite3.DatabaseError, OverflowError) as error:
+        raise Refused(f"{table}.{column} cannot be raised in the backup: {error}.") from None
+    if highest > max(_numbers(copy, table, column).values(), default=highest):
+        raise Refused(f"{table}.{column} would go back from {highest}; nothing was changed.")
 
 
 # Acting.
@@ -515,6 +608,8 @@ def _raise_counters(options: Options, path: str, seen: sqlite_files.Seen, staged
 
 def _reindex(options: Options, path: str, seen: sqlite_files.Seen, told: Told) -> None:
     """Rebuild the indexes, and nothing else; where SQLite cannot get rid of the damaged ones, by writing all anew."""
+    if not any("wrong # of entries" in error for error in seen["errors"]):
+        _keep_both(path, seen, told, options)
     try:
         with contextlib.closing(sqlite_files.connect(path, options.timeout, mode="rw")) as connection:
             connection.execute("REINDEX")
@@ -523,11 +618,31 @@ def _reindex(options: Options, path: str, seen: sqlite_files.Seen, told: Told) -
     except sqlite3.DatabaseError as error:
         if "malformed" not in str(error):
             raise
-        with sqlite_backups.work_folder(os.path.dirname(path), os.path.basename(path)) as work:
+        with durable.work_folder(os.path.dirname(path), os.path.basename(path)) as work:
             _write_anew(options, path, seen, told, os.path.join(work, "staged.db"))
     found = sqlite_files.look(path, "full", timeout=options.timeout)
     if found["state"] != "ok" and found["damage"] != ["foreign_keys"]:
         raise Refused(f"{path} was reindexed and is {found['state']} still: {found['errors'][0]}.", **told)
+
+
+def _keep_both(path: str, seen: sqlite_files.Seen, told: Told, options: Options) -> None:
+    """An index has as many entries as its table has rows, and others: then either of them may be right."""
+    quarantine = _new_folder(path, options.quarantine_dir or os.path.dirname(path))
+    kept = os.path.join(quarantine, os.path.basename(path))
+    try:
+        sqlite_backups.copy(path, kept, options.timeout, seen["journal_mode"] == "wal")
+    except (sqlite3.DatabaseError, Locked):
+        shutil.rmtree(quarantine, ignore_errors=True)
+        return
+    os.chmod(kept, 0o600)
+    durable.sync_file(kept)
+    _note(quarantine, path, seen)
+    _seal(quarantine, path)
+    told["quarantine"] = quarantine
+    told["notes"].append(
+        "an index and its table disagreed on a value, and the table's was kept; compare it with a backup, or with the "
+        "index in the quarantine"
+    )
 
 
 def _write_anew(options: Options, path: str, seen: sqlite_files.Seen, told: Told, staged: str) -> None:
@@ -600,86 +715,135 @@ def _new_folder(path: str, parent: str) -> str:
     raise Refused(f"{folder} and 98 others exist; move them away.")
 
 
-def _note(quarantine: str, path: str, state: str) -> None:
+def _note(quarantine: str, path: str, seen: sqlite_files.Seen, **more: t.Any) -> None:
     """The quarantine's manifest: it can be put back like a backup."""
     kept = os.path.join(quarantine, os.path.basename(path))
-    about: Told = {"kind": "quarantine", "state": state}
-    if os.path.exists(kept):
-        durable.sync_file(kept)
-        manifest = sqlite_backups.describe(kept, path, time.time(), durable.sha256(kept), **about)
-    else:
-        manifest = {
-            "schema": sqlite_backups.SCHEMA,
-            "database": path,
-            "taken_at": sqlite_backups.utc(time.time()),
-            "sha256": None,
-            "size_bytes": None,
-            **about,
-        }
+    state = "foreign_keys" if seen["damage"] == ["foreign_keys"] else seen["state"]
+    manifest = {
+        "schema": sqlite_backups.SCHEMA,
+        "kind": "quarantine",
+        "database": path,
+        "state": state,
+        "taken_at": sqlite_backups.utc(time.time()),
+        "sha256": None,
+        **more,
+    }
     sqlite_backups.write_manifest(kept, manifest)
-    durable.sync_folder(quarantine)
 
 
-def _mark(kept: str) -> None:
-    """Write down that the restore for which this was put away is done."""
+def _seal(quarantine: str, path: str) -> None:
+    """Write down that the restore for which this was put away is done, and what it holds."""
+    kept = os.path.join(quarantine, os.path.basename(path))
     manifest = sqlite_backups.read_manifest(kept)
     if manifest:
-        sqlite_backups.write_manifest(kept, {**manifest, "restored": True})
+        digest = durable.sha256(kept) if os.path.exists(kept) else None
+        sqlite_backups.write_manifest(kept, {**manifest, "restored": True, "sha256": digest})
 
 
-class _Moved(Exception):
-    """Somebody has committed since the database was put into quarantine."""
+class _Behind(Exception):
+    """A counter was raised since it was looked at."""
 
 
-def _online(path: str, staged: str, quarantine: str, seen: sqlite_files.Seen, timeout: float) -> None:
+def _online(options: Options, path: str, staged: str, quarantine: str, seen: sqlite_files.Seen) -> None:
     """Let SQLite overwrite the database, when all that was committed to it is in quarantine."""
-    kept = os.path.join(quarantine, os.path.basename(path))
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + options.timeout
     _same_journal_mode(staged, seen["journal_mode"])
     try:
         while True:
             try:
-                _overwrite(path, staged, kept, seen, deadline)
+                _overwrite(options, path, staged, quarantine, seen, deadline)
                 return
-            except _Moved:
-                if time.monotonic() > deadline:
-                    raise Locked(f"{path} is written to without a pause; stop its writers.") from None
+            except _Behind:
+                # With a margin, so that it comes to an end while numbers are given out.
+                _raise_counters(options, path, seen, staged)
+                _same_journal_mode(staged, seen["journal_mode"])
     except (Locked, sqlite3.DatabaseError) as error:
-        # Nothing was changed, so nothing is in need of a quarantine.
+        # The overwriting is one transaction, and it has not been committed.
         shutil.rmtree(quarantine, ignore_errors=True)
         who = f"; open in {sqlite_files.holders(path)}" if seen["holders"] else ""
         raise Refused(f"{path} cannot be restored online: {error}{who}; nothing was changed.") from None
 
 
-def _overwrite(path: str, staged: str, kept: str, seen: sqlite_files.Seen, deadline: float) -> None:
+def _overwrite(
+    options: Options, path: str, staged: str, quarantine: str, seen: sqlite_files.Seen, deadline: float
+) -> None:
+    _pad(staged)
     remaining = max(0.1, deadline - time.monotonic())
     with contextlib.ExitStack() as stack:
-        witness = stack.enter_context(contextlib.closing(sqlite_files.connect(path, remaining, mode="rw")))
-
-        def version() -> int:
-            return int(witness.execute("PRAGMA data_version").fetchone()[0])
-
-        before = version()
-        with contextlib.closing(sqlite_files.connect(path, remaining, mode="rw")) as there:
-            sqlite_backups.copy_pages(there, kept, remaining)
-        _note(os.path.dirname(kept), path, seen["state"])
+        # Opened before SQLite opens it, and closed after: closing it takes all locks of this process away.
+        there = stack.enter_context(open(path, "rb"))
         target = stack.enter_context(contextlib.closing(sqlite_files.connect(path, remaining, mode="rw")))
         source = stack.enter_context(contextlib.closing(sqlite_files.connect(staged, mode="ro", immutable=1)))
         size = source.execute("PRAGMA page_size").fetchone()[0]
+        pages = source.execute("PRAGMA page_count").fetchone()[0]
         locked = False
 
         def progress(status: int, _left: int, _total: int) -> None:
             nonlocal locked
-            if status != 0:
+            if status in _BUSY:
                 if time.monotonic() > deadline:
                     raise Locked("another process keeps it locked")
             elif not locked:
-                # From the first step on nobody else can commit; whoever did before it is not in quarantine.
+                # From its first step on nobody else can commit, and nothing of ours is committed before its last one.
                 locked = True
-                if version() != before:
-                    raise _Moved
+                _put_away(there, path, quarantine, seen)
+                _require_counters(options, path, quarantine, staged)
 
-        source.backup(target, pages=max(1, sqlite_backups.STEP // size), progress=progress, sleep=0.05)
+        # So few that there is a second step.
+        step = max(1, min(sqlite_backups.STEP // size, pages - 1))
+        source.backup(target, pages=step, progress=progress, sleep=0.05)
+
+
+# SQLITE_BUSY and SQLITE_LOCKED.
+_BUSY = (5, 6)
+
+
+def _pad(staged: str) -> None:
+    """A database of one page would be overwritten in the first step."""
+    with contextlib.closing(sqlite_files.connect(staged, mode="rw")) as copy:
+        if copy.execute("PRAGMA page_count").fetchone()[0] > 1:
+            return
+        mode = copy.execute("PRAGMA journal_mode").fetchone()[0]
+        copy.execute("CREATE TABLE oncall_runbooks_pad (n)")
+        copy.execute("DROP TABLE oncall_runbooks_pad")
+    if mode == "wal":
+        _same_journal_mode(staged, mode)
+
+
+def _put_away(there: t.BinaryIO, path: str, quarantine: str, seen: sqlite_files.Seen) -> None:
+    """Copy the database as it is, with its log, while nobody can write to it."""
+    kept = os.path.join(quarantine, os.path.basename(path))
+    there.seek(0)
+    with open(kept, "wb") as copy:
+        os.fchmod(copy.fileno(), 0o600)
+        shutil.copyfileobj(there, copy, sqlite_backups.STEP)
+        copy.flush()
+        os.fsync(copy.fileno())
+    if os.path.exists(path + "-wal"):
+        # SQLite has no lock on it, so that it may be opened and closed. What of it is ours is not committed.
+        shutil.copyfile(path + "-wal", kept + "-wal")
+        durable.sync_file(kept + "-wal")
+    _note(quarantine, path, seen)
+
+
+def _require_counters(options: Options, path: str, quarantine: str, staged: str) -> None:
+    """See that no counter was raised between looking at it and now."""
+    if not options.raise_counters:
+        return
+    kept = os.path.join(quarantine, os.path.basename(path))
+    for counter in options.raise_counters:
+
+        def look(connection: sqlite3.Connection, of: tuple[str, str] = (counter["table"], counter["column"])) -> t.Any:
+            return _numbers(connection, *of)
+
+        try:
+            now = sqlite_files.read(kept, look)
+        except sqlite3.DatabaseError:
+            # Damaged: at_least was given for it.
+            continue
+        saved = sqlite_backups.of_copy(staged, look)
+        if saved and any(value > saved.get(key, -1) for key, value in now.items() if key in saved):
+            raise _Behind
 
 
 def _same_journal_mode(staged: str, mode: str | None) -> None:
@@ -698,53 +862,69 @@ def _offline(path: str, staged: Staged, quarantine: str, seen: sqlite_files.Seen
     folder = os.path.dirname(path)
     kept = os.path.join(quarantine, os.path.basename(path))
     sidecars = [suffix for suffix in sqlite_files.SIDECARS if os.path.exists(path + suffix)]
-    for suffix in sidecars:
-        shutil.copy2(path + suffix, kept + suffix)
-        durable.sync_file(kept + suffix)
-    if os.path.exists(path):
-        if sidecars:
-            # What follows may still write to the file.
-            shutil.copy2(path, kept)
-        else:
+    with _excluded(path, seen):
+        for suffix in sidecars:
+            shutil.copy2(path + suffix, kept + suffix)
+            durable.sync_file(kept + suffix)
+        if os.path.exists(path) and sidecars and seen["tables"] is not None:
+            # SQLite itself takes the log into the old file, so that it is whole without it.
+            with contextlib.suppress(sqlite3.DatabaseError):
+                _fold(path)
+        if os.path.exists(path):
             try:
+                # The same inode: what a client still writes to it is in quarantine as well.
                 os.link(path, kept)
             except OSError:
                 # On another filesystem, or on one without links.
                 shutil.copy2(path, kept)
-    _note(quarantine, path, seen["state"])
-    if sidecars and os.path.exists(path):
-        # SQLite itself takes the log into the old file, so that it is whole without it.
-        with contextlib.suppress(sqlite3.DatabaseError):
-            _fold(path)
-    try:
-        _require_nobody(path, "")
-    except Refused:
-        shutil.rmtree(quarantine, ignore_errors=True)
-        raise
-    for suffix in sqlite_files.SIDECARS:
-        # A stale log would be replayed over the new file.
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + suffix)
-    durable.sync_folder(folder)
-    if staged.path is None:
-        os.unlink(path)
+                durable.sync_file(kept)
+        _note(quarantine, path, seen)
+        durable.sync_folder(quarantine)
+        try:
+            _require_nobody(path, "")
+        except Refused:
+            shutil.rmtree(quarantine, ignore_errors=True)
+            raise
+        for suffix in sqlite_files.SIDECARS:
+            # A stale log would be replayed over the new file.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path + suffix)
         durable.sync_folder(folder)
+        if staged.path is None:
+            os.unlink(path)
+        else:
+            if staged.state == "ok":
+                _same_journal_mode(staged.path, seen["journal_mode"])
+            for suffix in ("", "-wal", "-journal"):
+                # Only what was put into quarantine with its log comes back with it.
+                if os.path.exists(staged.path + suffix):
+                    _same_owner(path, staged, suffix)
+                    durable.sync_file(staged.path + suffix)
+            os.replace(staged.path, path)
+            for suffix in ("-wal", "-journal"):
+                if os.path.exists(staged.path + suffix):
+                    os.replace(staged.path + suffix, path + suffix)
+        durable.sync_folder(folder)
+
+
+@contextlib.contextmanager
+def _excluded(path: str, seen: sqlite_files.Seen) -> t.Iterator[None]:
+    """Keep clients out that open the database for each operation, where it is sound enough to be locked."""
+    if seen["tables"] is None or seen["journal_mode"] == "wal":
+        # In WAL mode the lock would be in the log that has to go; who opens it meanwhile writes to the linked file.
+        yield
         return
-    if staged.state == "ok":
-        _same_journal_mode(staged.path, seen["journal_mode"])
-    _same_owner(path, staged)
-    durable.sync_file(staged.path)
-    os.replace(staged.path, path)
-    for suffix in ("-wal", "-journal"):
-        # Only what was put into quarantine with its log comes back with it.
-        if os.path.exists(staged.path + suffix):
-            os.replace(staged.path + suffix, path + suffix)
-    durable.sync_folder(folder)
+    with contextlib.closing(sqlite_files.connect(path, 5.0, mode="rw")) as connection:
+        try:
+            connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.DatabaseError as error:
+            raise Refused(f"{path} cannot be locked for its replacement: {error}; nothing was changed.") from None
+        yield
 
 
-def _same_owner(path: str, staged: Staged) -> None:
+def _same_owner(path: str, staged: Staged, suffix: str = "") -> None:
     """The new file belongs to whom the old one did, or else to whom the backup's database did."""
-    copy = t.cast(str, staged.path)
+    copy = t.cast(str, staged.path) + suffix
     if os.path.exists(path):
         about = os.stat(path)
         owner, group = about.st_uid, about.st_gid
@@ -761,14 +941,16 @@ def _same_owner(path: str, staged: Staged) -> None:
 def _verify(path: str, staged: Staged, told: Told, timeout: float) -> None:
     """Look at what is there now, like anybody else would."""
     seen = sqlite_files.look(path, "full", timeout=timeout)
-    wanted = staged.state
-    if seen["state"] != wanted and not (wanted == "ok" and seen["damage"] == ["foreign_keys"]):
+    if seen["state"] in ("locked", "unknown") and seen["state"] != staged.state:
+        told["notes"].append(f"it could not be verified: {'; '.join(seen['errors'] or seen['limits'])}")
+        return
+    if seen["state"] != staged.state and not (staged.state == "ok" and seen["damage"] == ["foreign_keys"]):
         raise Refused(
             f"{path} was restored and is {seen['state']} now: {'; '.join(seen['errors'] or seen['limits'])}; what was "
             f"there before is in {told['quarantine']}.",
             **told,
         )
-    if wanted == "ok" and staged.path and told["method"] == "online":
+    if staged.state == "ok" and staged.path and told["method"] == "online":
         difference = compare(path, seen, staged, timeout)
         if not difference.equal:
             tables = ", ".join(difference.lost) or "its schema"

@@ -179,6 +179,8 @@ def main() -> None:
         module.fail_json(msg=str(error), **error.details)
     except NoAnswer as error:
         module.fail_json(msg=str(error))
+    except (OSError, ValueError) as error:
+        module.fail_json(msg=f"{module.params['path']} cannot be backed up: {error}.")
     before, after = told.pop("before"), told.pop("after")
     if module._diff:
         told["diff"] = {

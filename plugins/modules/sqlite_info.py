@@ -86,7 +86,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-path:
+database:
   description: The file, symbolic links resolved.
   type: str
   returned: success
@@ -286,6 +286,10 @@ def main() -> None:
         )
     except NoAnswer as error:
         module.fail_json(msg=str(error))
+    except (OSError, ValueError) as error:
+        module.fail_json(msg=f"{options['path']} cannot be looked at: {error}.")
+    # A result with a path gets the state of a file from Ansible, which would take the place of this one.
+    seen["database"] = seen.pop("path")
     module.exit_json(changed=False, **seen)
 
 

@@ -253,6 +253,8 @@ def main() -> None:
         module.fail_json(msg=str(error), **error.details)
     except NoAnswer as error:
         module.fail_json(msg=str(error))
+    except (OSError, ValueError) as error:
+        module.fail_json(msg=f"{module.params['path']} cannot be restored: {error}.")
     if module._diff:
         told["diff"] = {
             "before": _shown(told, "rows_now", "newest_now"),

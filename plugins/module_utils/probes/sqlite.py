@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import typing as t
 
@@ -164,7 +165,8 @@ def _misses(seen: sqlite_files.Seen, name: str) -> str:
     try:
         there = sqlite_files.read(seen["path"], sqlite_files.counts, 1.0)
         alone = sqlite_backups.of_copy(seen["path"], sqlite_files.counts)
-    except Exception:  # noqa: BLE001 - the file alone may be in any state; then it is no copy either
+    except (sqlite3.DatabaseError, sqlite_files.Locked, NoAnswer):
+        # The file alone may be in any state; then it is no copy either.
         return f"cp {name} would miss what is in its -wal"
     rows = {table: count - alone.get(table, 0) for table, count in there.items() if count != alone.get(table, 0)}
     if not rows:
