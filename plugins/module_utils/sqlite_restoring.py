@@ -666,6 +666,8 @@ def _method(wanted: str, path: str, seen: sqlite_files.Seen, staged: Staged) -> 
         raise Refused(f"{path} cannot be restored online: {why}.")
     if wanted != "offline" and not why:
         return "online"
+    if wanted == "auto" and staged.path and _may_be_forced_on_clients(path, seen, staged.path):
+        return "online"
     _require_nobody(path, why)
     return "offline"
 
@@ -684,6 +686,18 @@ def _not_online(path: str, seen: sqlite_files.Seen, staged: Staged) -> str:
     if seen["state"] != "empty" and seen["tables"] is None:
         return f"SQLite cannot open it ({seen['errors'][-1]})"
     return ""
+
+
+def _may_be_forced_on_clients(path: str, seen: sqlite_files.Seen, staged: str) -> bool:
+    """Whether SQLite can put a damaged database back from quarantine, page by page, while clients have it open."""
+    header = sqlite_files.header_of(staged)
+    same = header and seen["tables"] is not None and header.page_size == seen["page_size"]
+    if not same or not sqlite_files.holders(path).found:
+        return False
+    with contextlib.suppress(sqlite3.DatabaseError):
+        _fold(staged)
+        return sqlite_files.header_of(staged) is not None
+    return False
 
 
 def _require_nobody(path: str, why: str) -> None:
@@ -838,10 +852,10 @@ def _require_counters(options: Options, path: str, quarantine: str, staged: str)
 
         try:
             now = sqlite_files.read(kept, look)
+            saved = sqlite_backups.of_copy(staged, look)
         except sqlite3.DatabaseError:
-            # Damaged: at_least was given for it.
+            # Damaged: at_least was given for it, or it is put back as it was.
             continue
-        saved = sqlite_backups.of_copy(staged, look)
         if saved and any(value > saved.get(key, -1) for key, value in now.items() if key in saved):
             raise _Behind
 

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.integration.lab_helpers import RunningLab
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+KEY = "a-key-for-the-timeline-0123456789"
 # Nothing listens there: ports below 1024 that no service of a test uses.
 DEAD = "127.0.0.1:9"
 
@@ -118,3 +121,41 @@ def hashes(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.suffix != ".log"
     }
+
+
+class Operator:
+    """Somebody at a shell in a directory of their own."""
+
+    def __init__(self, lab: RunningLab, directory: Path) -> None:
+        self.lab = lab
+        self.directory = directory
+        self.state = directory / "state"
+
+    def command(self, runbook: str, tags: str, *arguments: str) -> list[str]:
+        options = {"runbook_sample_seconds": 0, "runbook_settle_seconds": 0, "runbook_state_dir": str(self.state)}
+        playbook = str(REPOSITORY / "playbooks" / f"{runbook}.yml")
+        where = str(self.lab.data_dir / "inventory.yml")
+        return ["ansible-playbook", playbook, "-i", where, "--tags", tags, "-e", json.dumps(options), *arguments]
+
+    def run(self, runbook: str, tags: str, *arguments: str, **environment: str) -> Run:
+        environment.setdefault("ONCALL_RUNBOOKS_RECORD_KEY", KEY)
+        status, output = ansible(self.directory, *self.command(runbook, tags, *arguments), environment=environment)
+        return Run(status, output, self.directory, runbook)
+
+    def plan(self, runbook: str, *arguments: str) -> str:
+        """The id of the plan that a diagnosis proposes."""
+        run = self.run(runbook, "diagnose", *arguments)
+        plan = run.diagnosis()["plan"]
+        assert plan, run.output
+        return str(plan["id"])
+
+    def apply(self, runbook: str, *arguments: str) -> Run:
+        return self.run(runbook, "remediate", "-e", f"runbook_plan={self.plan(runbook, *arguments)}", *arguments)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in sorted((self.state / "records").glob("*.json"))]
+
+    @property
+    def timeline(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.directory / "records" / "timeline.jsonl").read_text().splitlines()]

@@ -21,10 +21,9 @@ import pytest
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import timeline
 from tests.integration.lab_helpers import RunningLab, eventually, running_lab
-from tests.integration.playbook_helpers import BIN, REPOSITORY, Run, ansible, hashes, inventory
+from tests.integration.playbook_helpers import BIN, KEY, REPOSITORY, Operator, ansible, hashes, inventory
 
 HOST = "vritti-lab"
-KEY = "a-key-for-the-timeline-0123456789"
 CONNECTIONS = Path(__file__).resolve().parent / "connection_plugins"
 
 
@@ -40,44 +39,6 @@ def lab(shared: RunningLab) -> Iterator[RunningLab]:
     yield shared
     shared.heal_all()
     shared.restart("vritti")
-
-
-class Operator:
-    """Somebody at a shell in a directory of their own."""
-
-    def __init__(self, lab: RunningLab, directory: Path) -> None:
-        self.lab = lab
-        self.directory = directory
-        self.state = directory / "state"
-
-    def command(self, runbook: str, tags: str, *arguments: str) -> list[str]:
-        options = {"runbook_sample_seconds": 0, "runbook_settle_seconds": 0, "runbook_state_dir": str(self.state)}
-        playbook = str(REPOSITORY / "playbooks" / f"{runbook}.yml")
-        where = str(self.lab.data_dir / "inventory.yml")
-        return ["ansible-playbook", playbook, "-i", where, "--tags", tags, "-e", json.dumps(options), *arguments]
-
-    def run(self, runbook: str, tags: str, *arguments: str, **environment: str) -> Run:
-        environment.setdefault("ONCALL_RUNBOOKS_RECORD_KEY", KEY)
-        status, output = ansible(self.directory, *self.command(runbook, tags, *arguments), environment=environment)
-        return Run(status, output, self.directory, runbook)
-
-    def plan(self, runbook: str, *arguments: str) -> str:
-        """The id of the plan that a diagnosis proposes."""
-        run = self.run(runbook, "diagnose", *arguments)
-        plan = run.diagnosis()["plan"]
-        assert plan, run.output
-        return str(plan["id"])
-
-    def apply(self, runbook: str, *arguments: str) -> Run:
-        return self.run(runbook, "remediate", "-e", f"runbook_plan={self.plan(runbook, *arguments)}", *arguments)
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in sorted((self.state / "records").glob("*.json"))]
-
-    @property
-    def timeline(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.directory / "records" / "timeline.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture

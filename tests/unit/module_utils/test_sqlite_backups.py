@@ -292,7 +292,7 @@ print(sqlite_backups.take(sys.argv[2], sys.argv[3])["sha256"], flush=True)
 """
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seconds=st.floats(0, 0.06))
 def test_kill_leaves_the_old_backup_or_the_new_one(tmp_path_factory, seconds):
     folder = tmp_path_factory.mktemp("kill")
@@ -374,7 +374,7 @@ class TestFinding:
             sqlite_backups.day_of("20260231")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     mode=st.sampled_from(["wal", "delete", "truncate", "persist"]),
     page_size=st.sampled_from([512, 1024, 4096, 65536]),

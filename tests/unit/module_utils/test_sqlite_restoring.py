@@ -518,7 +518,7 @@ print("done", flush=True)
 """
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=16, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     seconds=st.floats(0, 0.08),
     method=st.sampled_from(["online", "offline"]),
