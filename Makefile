@@ -43,8 +43,9 @@ unit: ## pytest tests/unit, on both ends of the supported versions
 integration: ## pytest tests/integration
 molecule: ## every molecule scenario
 
-bench: .venv/.test ## what a diagnosis costs beside a ping and beside the runbook's commands
+bench: .venv/.test ## what a diagnosis costs beside a ping, and a backup of SQLite beside its shell
 	@$(BIN)/python tests/bench/diagnose.py
+	@$(BIN)/python tests/bench/sqlite.py
 
 docs: .venv/.test ## regenerate docs/reference from the plugins' documentation
 	@scripts/docs.sh

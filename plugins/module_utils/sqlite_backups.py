@@ -56,30 +56,32 @@ def require_space(folder: str, needed: int, what: str) -> None:
 # Copying.
 
 
-def copy(source: str, target: str, timeout: float, wal: bool) -> dict[str, int] | None:
-    """Copy a database that may be in use, its log included; its rows per table where they are of the same moment.
+def copy(source: str, target: str, timeout: float, wal: bool) -> tuple[dict[str, int] | None, float]:
+    """Copy a database that may be in use, its log included; its rows per table where they are of the same moment, and
+    when the copy was complete.
 
     Raise Locked where nothing moves for so many seconds, sqlite3.DatabaseError where the source or the disk is broken.
     """
 
-    def held(connection: sqlite3.Connection) -> dict[str, int] | None:
+    def held(connection: sqlite3.Connection) -> tuple[dict[str, int] | None, float]:
         # A reader's snapshot: in WAL mode nobody waits for it, and writers don't start the copy anew.
         connection.execute("BEGIN")
         # Reads the first page and no schema, which may be damaged.
         connection.execute("PRAGMA schema_version").fetchone()
         copy_pages(connection, target, timeout)
+        complete = time.monotonic()
         try:
-            return sqlite_files.counts(connection)
+            return sqlite_files.counts(connection), complete
         except sqlite3.DatabaseError:
-            return None
+            return None, complete
 
-    def in_steps(connection: sqlite3.Connection) -> dict[str, int] | None:
+    def in_steps(connection: sqlite3.Connection) -> tuple[dict[str, int] | None, float]:
         # With a rollback journal writers wait for readers: so between two steps they get their turn, but not for ever.
         try:
             copy_pages(connection, target, timeout, restarts=_RESTARTS)
         except _Restarts:
             return held(connection)
-        return None
+        return None, time.monotonic()
 
     return sqlite_files.read(source, held if wal else in_steps, timeout, as_client=True)
 
@@ -308,7 +310,8 @@ def _take(
     copied = os.path.join(work, "copy.db")
     began = time.monotonic()
     try:
-        rows_there = copy(path, copied, timeout, seen["journal_mode"] == "wal")
+        rows_there, complete = copy(path, copied, timeout, seen["journal_mode"] == "wal")
+        syncing = time.monotonic()
         durable.sync_file(copied)
     except Locked as error:
         raise Refused(f"{path} cannot be copied: {error}", state="locked") from None
@@ -317,7 +320,7 @@ def _take(
             raise Refused(f"{path} cannot be copied: {error}; what was at {dest} stays.", state=seen["state"]) from None
         shutil.copyfile(path, copied)
         raise _no_backup(path, dest, copied, "corrupt", [str(error)], now) from None
-    copied_at = time.monotonic()
+    synced = time.monotonic()
     checked, rows = verify(copied)
     if seen["state"] == "corrupt":
         # Of a file that was cut off the copy is whole again, with zeros.
@@ -355,8 +358,8 @@ def _take(
         verified=checked.state != "unknown",
         rows=rows or {},
         notes=notes,
-        copy_seconds=round(copied_at - began, 3),
-        verify_seconds=round(verified_at - copied_at, 3),
+        copy_seconds=round(complete - began + synced - syncing, 3),
+        verify_seconds=round(syncing - complete + verified_at - synced, 3),
         size_bytes=manifest["size_bytes"],
     )
     os.chmod(stored, 0o600)
