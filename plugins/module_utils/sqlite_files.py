@@ -60,7 +60,9 @@ _MISSING, _WRONG_NUMBER = "missing from index ", "wrong # of entries in index "
 # What an application brings with it, or a newer SQLite: without it nothing can be said, and nothing is damaged.
 _FOREIGN = re.compile(
     r"no such collation sequence|no such function|unknown function|no such module|no such tokenizer|"
-    r"unsupported file format|malformed database schema .*(syntax error|unknown table option)"
+    r"unsupported file format|malformed database schema .*(unknown table option|"
+    r'near "(strict|generated|as|from|returning|materialized|filter|over|window|nulls)": syntax error)',
+    re.IGNORECASE,
 )
 _OF_TREE = re.compile(r"^Tree (\d+) ")
 _OF_PAGE = re.compile(r"^(?:On tree page|Page) (\d+)\b")

@@ -105,22 +105,21 @@ def restore(options: Options, check: bool) -> Told:
     try:
         with durable.work_folder(parent, os.path.basename(path)) as work:
             staged = _stage(options, path, work, in_place=check and not options.raise_counters)
-            told.update(backup=staged.source, backup_taken_at=sqlite_backups.utc(staged.taken_at), notes=staged.notes)
-            return _restore(options, path, seen, staged, told, work, check)
+            told.update(backup=staged.source, backup_taken_at=sqlite_backups.utc(staged.taken_at))
+            told["notes"] += staged.notes
+            return _restore(options, path, seen, staged, told, check)
     except OSError as error:
         where = f" What was there before is in {told['quarantine']}." if told["quarantine"] else ""
         raise Refused(f"{path} cannot be restored: {error}.{where}", **told) from None
 
 
-def _restore(
-    options: Options, path: str, seen: sqlite_files.Seen, staged: Staged, told: Told, work: str, check: bool
-) -> Told:
+def _restore(options: Options, path: str, seen: sqlite_files.Seen, staged: Staged, told: Told, check: bool) -> Told:
     if staged.path is not None:
         if staged.state == "ok":
             told["counters"] = _raise_counters(options, path, seen, staged.path)
         difference = compare(path, seen, staged, options.timeout)
         told["lost"] = difference.lost
-        told["notes"] = [*told["notes"], *difference.notes]
+        told["notes"] += difference.notes
         if difference.equal:
             return told
     elif seen["state"] == "missing":
@@ -140,7 +139,7 @@ def _put_in_place(options: Options, path: str, seen: sqlite_files.Seen, staged: 
     sqlite_backups.require_space(os.path.dirname(path), room, "the quarantine and the restored database")
     quarantine = _new_folder(path, options.quarantine_dir or os.path.dirname(path))
     if told["method"] == "online":
-        _online(options, path, t.cast(str, staged.path), quarantine, seen)
+        told["counters"] = _online(options, path, t.cast(str, staged.path), quarantine, seen) or told["counters"]
     else:
         _offline(path, staged, quarantine, seen)
     told["quarantine"] = quarantine
@@ -511,7 +510,7 @@ def in_words(told: Told) -> str:
 # Counters.
 
 
-def _raise_counters(options: Options, path: str, seen: sqlite_files.Seen, staged: str) -> list[Told]:
+def _raise_counters(options: Options, path: str, seen: sqlite_files.Seen, staged: str, ahead: int = 0) -> list[Told]:
     """Raise counters in the copy past what has been given out since: numbers from them are never given out twice."""
     raised = []
     for counter in options.raise_counters:
@@ -537,7 +536,7 @@ def _raise_counters(options: Options, path: str, seen: sqlite_files.Seen, staged
                     ) from None
             before = max(_numbers(copy, table, column).values(), default=None)
             copy.execute("PRAGMA journal_mode=DELETE").fetchone()
-            _raise(copy, table, column, now, least)
+            _raise(copy, table, column, {name: value + ahead for name, value in now.items()}, least)
             after = max(_numbers(copy, table, column).values(), default=None)
         raised.append({"table": table, "column": column, "backup": before, "restored": after})
     return raised
@@ -729,7 +728,7 @@ def _new_folder(path: str, parent: str) -> str:
     raise Refused(f"{folder} and 98 others exist; move them away.")
 
 
-def _note(quarantine: str, path: str, seen: sqlite_files.Seen, **more: t.Any) -> None:
+def _note(quarantine: str, path: str, seen: sqlite_files.Seen) -> None:
     """The quarantine's manifest: it can be put back like a backup."""
     kept = os.path.join(quarantine, os.path.basename(path))
     state = "foreign_keys" if seen["damage"] == ["foreign_keys"] else seen["state"]
@@ -740,7 +739,6 @@ def _note(quarantine: str, path: str, seen: sqlite_files.Seen, **more: t.Any) ->
         "state": state,
         "taken_at": sqlite_backups.utc(time.time()),
         "sha256": None,
-        **more,
     }
     sqlite_backups.write_manifest(kept, manifest)
 
@@ -758,22 +756,28 @@ class _Behind(Exception):
     """A counter was raised since it was looked at."""
 
 
-def _online(options: Options, path: str, staged: str, quarantine: str, seen: sqlite_files.Seen) -> None:
-    """Let SQLite overwrite the database, when all that was committed to it is in quarantine."""
+def _online(options: Options, path: str, staged: str, quarantine: str, seen: sqlite_files.Seen) -> list[Told]:
+    """Let SQLite overwrite the database, when all that was committed is in quarantine; what counters were raised to."""
     deadline = time.monotonic() + options.timeout
+    counters: list[Told] = []
+    ahead = 0
     _same_journal_mode(staged, seen["journal_mode"])
     try:
         while True:
             try:
                 _overwrite(options, path, staged, quarantine, seen, deadline)
-                return
+                return counters
             except _Behind:
-                # With a margin, so that it comes to an end while numbers are given out.
-                _raise_counters(options, path, seen, staged)
+                # Farther ahead each time, so that it comes to an end while numbers are given out.
+                ahead = 2 * ahead or 256
+                counters = _raise_counters(options, path, seen, staged, ahead)
                 _same_journal_mode(staged, seen["journal_mode"])
     except (Locked, sqlite3.DatabaseError) as error:
-        # The overwriting is one transaction, and it has not been committed.
-        shutil.rmtree(quarantine, ignore_errors=True)
+        # The overwriting is one transaction. What has been put away complete stays all the same.
+        if isinstance(error, Locked) or not sqlite_backups.read_manifest(
+            os.path.join(quarantine, os.path.basename(path))
+        ):
+            shutil.rmtree(quarantine, ignore_errors=True)
         who = f"; open in {sqlite_files.holders(path)}" if seen["holders"] else ""
         raise Refused(f"{path} cannot be restored online: {error}{who}; nothing was changed.") from None
 
@@ -827,6 +831,9 @@ def _pad(staged: str) -> None:
 def _put_away(there: t.BinaryIO, path: str, quarantine: str, seen: sqlite_files.Seen) -> None:
     """Copy the database as it is, with its log, while nobody can write to it."""
     kept = os.path.join(quarantine, os.path.basename(path))
+    with contextlib.suppress(FileNotFoundError):
+        # Of a first try.
+        os.unlink(kept + "-wal")
     there.seek(0)
     with open(kept, "wb") as copy:
         os.fchmod(copy.fileno(), 0o600)

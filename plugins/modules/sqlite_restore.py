@@ -45,7 +45,9 @@ options:
     type: str
     default: latest_verified
   backup_dir:
-    description: The folder of the backups.
+    description:
+      - The folder of the backups. One whose manifest names a database at another path is passed over; name its file
+        as O(backup) where it is wanted.
     type: path
   pattern:
     description: How backups without a manifest are named; see M(oncall.runbooks.sqlite_backup).
@@ -61,6 +63,7 @@ options:
       - V(online) lets SQLite overwrite the database in one transaction and in the same inode. Clients may have it
         open, and see the restored rows with their next statement.
       - V(offline) replaces the file. It is refused while a process has it open, and the refusal names the processes.
+        Stop clients that open the database for each operation; one that comes at that very moment cannot be kept out.
       - V(auto) is V(online) where SQLite can open the database, else V(offline).
     type: str
     choices: [auto, online, offline]
@@ -83,7 +86,8 @@ options:
         type: str
         required: true
       at_least:
-        description: What is known of it from elsewhere.
+        description: What is known of it from elsewhere. Where the database is too damaged to tell, and this is 0, the
+          restore is refused.
         type: int
         default: 0
   quarantine_dir:

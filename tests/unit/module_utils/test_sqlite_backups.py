@@ -248,6 +248,45 @@ class TestRefusals:
         content = {name: what[0] for name, what in before.items()}
         assert {name: what[0] for name, what in state_of(tmp_path).items()} == content
 
+    def test_log_that_is_left_beside_a_missing_dest(self, tmp_path, folder):
+        """It would be replayed over the new backup."""
+        path = make(tmp_path / "a.db")
+        (folder / "a.bak-wal").write_bytes(b"left")
+        with pytest.raises(Refused, match=r"in use \(.*a.bak-wal\)"):
+            backup(path, folder / "a.bak")
+
+    def test_name_of_a_sidecar(self, tmp_path):
+        path = make(tmp_path / "a.db")
+        with pytest.raises(Refused, match="is the name of another file of SQLite's"):
+            backup(path, f"{path}-wal")
+
+    def test_backup_of_another_database(self, tmp_path, folder):
+        backup(make(tmp_path / "a.db"), folder / "bak")
+        with pytest.raises(Refused, match=r"is a backup of .*a\.db; name another file"):
+            backup(make(tmp_path / "b.db"), folder / "bak")
+
+    def test_cut_off_source(self, tmp_path, folder):
+        path = make(tmp_path / "a.db")
+        run(path, "CREATE TABLE large (content)", "INSERT INTO large VALUES (hex(zeroblob(10000)))")
+        good = backup(path, folder / "a.bak")["sha256"]
+        os.truncate(path, path.stat().st_size - 3000)
+        for _number in range(2):
+            with pytest.raises(Refused, match="it was cut off"):
+                backup(path, folder / "a.bak")
+        assert sqlite_backups.load_manifest(str(folder / "a.bak"))["sha256"] == good
+        # The same damage is kept once.
+        assert len([name for name in names(folder) if ".corrupt-" in name]) == 1
+
+    @pytest.mark.parametrize(
+        "content", ["{", "[]", "{}", '{"schema": "oncall.runbooks/sqlite_backup/1", "size_bytes": "x"}']
+    )
+    def test_manifest_that_is_none(self, tmp_path, folder, content):
+        path = make(tmp_path / "a.db")
+        backup(path, folder / "a.bak")
+        (folder / f"a.bak{MANIFEST}").write_text(content)
+        with pytest.raises(Refused, match="no manifest beside it says that it is a backup"):
+            backup(path, folder / "a.bak")
+
     def test_itself(self, tmp_path):
         path = make(tmp_path / "a.db")
         (tmp_path / "link.db").symlink_to(path)
@@ -340,6 +379,33 @@ def test_lock_page_and_memory(tmp_path):
     _begun, _digest, kilobytes = done.stdout.split()
     assert int(kilobytes) < 100 << 10
     assert sqlite_backups.load_manifest(str(tmp_path / "large.bak"))["rows"] == {"large": 69}
+
+
+def test_runs_at_the_same_time(tmp_path):
+    """Whichever is the last, its manifest is its own."""
+    path = make(tmp_path / "a.db", extra=["CREATE TABLE written (n INTEGER PRIMARY KEY)"])
+    dest = str(tmp_path / "a.bak")
+    code = KILLED + "for _number in range(8): sqlite_backups.take(sys.argv[2], sys.argv[3])\n"
+    with writer(path, pause=0.002):
+        running = [
+            subprocess.Popen([sys.executable, "-c", code, str(COLLECTIONS), str(path), dest], stdout=subprocess.DEVNULL)
+            for _number in range(3)
+        ]
+        assert [process.wait() for process in running] == [0, 0, 0]
+    found = subprocess.run(["sha256sum", dest], capture_output=True, text=True, check=True).stdout.split()[0]
+    assert sqlite_backups.load_manifest(dest)["sha256"] == found
+    assert [name for name in names(tmp_path) if not name.startswith("a.db")] == ["a.bak", f"a.bak{MANIFEST}"]
+
+
+def test_readers_of_a_backup_are_not_in_the_way(tmp_path):
+    path = make(tmp_path / "a.db")
+    dest = tmp_path / "a.bak"
+    backup(path, dest)
+    run(path, "DELETE FROM doc_id_counters")
+    with subprocess.Popen(["tail", "-f", dest], stdout=subprocess.PIPE) as reader:
+        reader.stdout.read(16)
+        assert backup(path, dest)["changed"]
+        reader.terminate()
 
 
 class TestFinding:

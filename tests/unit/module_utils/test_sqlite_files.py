@@ -177,6 +177,40 @@ class TestStates:
         assert seen["state"] == "corrupt"
         assert seen["errors"]
 
+    def test_cut_off_where_sqlite_reads_zeros(self, tmp_path):
+        """The end of a large value is missing: SQLite takes it for zeros, and every check of its own is ok."""
+        path = tmp_path / "a.db"
+        run(path, "CREATE TABLE large (content)", "INSERT INTO large VALUES (hex(zeroblob(10000)))")
+        os.truncate(path, path.stat().st_size - 3000)
+        assert query(path, "PRAGMA integrity_check") == [("ok",)]
+        seen = look(path)
+        assert (seen["state"], "it was cut off" in seen["errors"][0]) == ("corrupt", True)
+
+    @pytest.mark.parametrize(
+        "schema",
+        [
+            "CREATE TABLE c (v TEXT COLLATE own PRIMARY KEY)",
+            "CREATE INDEX i ON customers (own(email))",
+        ],
+    )
+    def test_what_only_the_application_knows(self, tmp_path, schema):
+        path = make(tmp_path / "a.db")
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.create_collation("own", lambda one, other: (one > other) - (one < other))
+            connection.create_function("own", 1, lambda value: value, deterministic=True)
+            connection.execute(schema)
+        seen = look(path)
+        assert (seen["state"], seen["damage"]) == ("unknown", [])
+        assert "cannot check it" in seen["limits"][0]
+
+    @pytest.mark.parametrize("word", [b"TABLE", b"customers"])
+    def test_damaged_schema(self, tmp_path, word):
+        path = make(tmp_path / "a.db")
+        content = path.read_bytes()
+        overwrite(path, content.index(b"CREATE " + word if word == b"TABLE" else word) + 8, b"\xff\xfe")
+        seen = look(path)
+        assert seen["state"] == "corrupt", seen
+
     def test_flipped_byte_in_a_value_is_for_checksums(self, tmp_path):
         path = make(tmp_path / "a.db", extra=["DROP INDEX customers_email"])
         flip_in_value(path)
@@ -219,6 +253,13 @@ class TestNoTrace:
             assert "a.db" in holder["files"]
             assert client("COMMIT") == "[]"
             assert look(path, count_tables=True)["rows"]["customers"] == 201
+
+    def test_shm_without_a_log(self, tmp_path):
+        path = make(tmp_path / "a.db")
+        killed(path, "INSERT INTO customers (id) VALUES ('lost with the log')")
+        os.unlink(f"{path}-wal")
+        assert look(path, count_tables=True)["rows"]["customers"] == 200
+        assert not os.path.exists(f"{path}-wal")
 
     @pytest.mark.parametrize("mode", ["wal", "delete"])
     def test_lock(self, tmp_path, mode):
