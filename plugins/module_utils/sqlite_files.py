@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import math
 import os
@@ -478,8 +479,10 @@ def _read_once(path: str, function: t.Callable[[sqlite3.Connection], T], timeout
             # As long as somebody reads, no client removes the log or changes the journal mode.
             try:
                 fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, _LOCK_LAST - _RESERVED, _RESERVED + 1)
-            except OSError:
-                raise _Blocked(_who([_writer(file)])) from None
+            except OSError as error:
+                # Some filesystems have no locks, and then SQLite says what it can do.
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    raise _Blocked(_who([_writer(file)])) from None
             way = _way(path, file, time.monotonic() + timeout)
             if way.fingerprint or not _header(file).wal:
                 # A copy, or a file that only has to be found unchanged afterwards: nobody has to wait for us. And with
@@ -762,16 +765,8 @@ def look(
         return _look(os.path.realpath(path), depth, expect_tables, count_tables, queries, timeout, budget)
 
 
-def _look(
-    real: str,
-    depth: str,
-    expect_tables: t.Sequence[str],
-    count_tables: bool,
-    queries: t.Mapping[str, str] | None,
-    timeout: float,
-    budget: float | None,
-) -> Seen:
-    seen: Seen = {
+def _nothing(real: str, depth: str) -> Seen:
+    return {
         "path": real,
         "state": "missing",
         "errors": [],
@@ -799,6 +794,24 @@ def _look(
         "filesystem": filesystem(real),
         "disk_free_bytes": None,
     }
+
+
+def not_seen(path: str, depth: str, why: str) -> Seen:
+    """What is told of a file that may not be read."""
+    nothing = _nothing(os.path.realpath(path), depth)
+    return {**nothing, "state": "unknown", "errors": [why], "limits": [why], "holders_complete": False}
+
+
+def _look(
+    real: str,
+    depth: str,
+    expect_tables: t.Sequence[str],
+    count_tables: bool,
+    queries: t.Mapping[str, str] | None,
+    timeout: float,
+    budget: float | None,
+) -> Seen:
+    seen = _nothing(real, depth)
     with contextlib.suppress(OSError):
         seen["disk_free_bytes"] = shutil.disk_usage(os.path.dirname(real)).free
     held = holders(real)

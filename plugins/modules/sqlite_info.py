@@ -97,7 +97,8 @@ state:
       and random bytes), V(locked) (by a process that RV(errors) names).
     - V(corrupt_index) where rebuilding the indexes mends all there is; V(corrupt) for any other damage, broken
       references among rows included.
-    - V(unknown) where the checks did not end within O(budget), or cannot be made, as RV(limits) says.
+    - V(unknown) where the file may not be read, where the checks did not end within O(budget), or cannot be made, as
+      RV(limits) says.
     - V(ok) as far as O(depth) goes.
   type: str
   returned: success
@@ -285,7 +286,9 @@ def main() -> None:
             budget=options["budget"],
         )
     except NoAnswer as error:
-        module.fail_json(msg=str(error))
+        if error.kind != "permission":
+            module.fail_json(msg=str(error))
+        seen = sqlite_files.not_seen(options["path"], options["depth"], str(error))
     except (OSError, ValueError) as error:
         module.fail_json(msg=f"{options['path']} cannot be looked at: {error}.")
     # A result with a path gets the state of a file from Ansible, which would take the place of this one.

@@ -314,6 +314,12 @@ class TestLimits:
         path.chmod(0o644)
         assert "nobody does not see every process that has it open" in as_nobody(path)
 
+    def test_what_is_told_of_a_file_that_may_not_be_read(self, tmp_path):
+        path = make(tmp_path / "a.db")
+        told = sqlite_files.not_seen(str(path), "quick", "No.")
+        assert (told["state"], told["errors"], told["holders_complete"]) == ("unknown", ["No."], False)
+        assert set(told) == set(look(path))
+
     def test_network_filesystem(self, tmp_path, monkeypatch):
         path = make(tmp_path / "a.db")
         other = make(tmp_path / "b.db", mode="delete")
