@@ -788,7 +788,7 @@ def _nothing(real: str, depth: str) -> Seen:
         "tables": None,
         "tables_missing": [],
         "rows": None,
-        "values": None,
+        "query_results": None,
         "holders": [],
         "holders_complete": True,
         "filesystem": filesystem(real),
@@ -859,7 +859,7 @@ def _look(
 
     def everything(connection: sqlite3.Connection) -> None:
         # Once more where the file has changed in the meantime.
-        seen.update(values=None, rows=None, tables_missing=[], limits=list(limits))
+        seen.update(query_results=None, rows=None, tables_missing=[], limits=list(limits))
         seen["tables"] = tables(connection)
         for key in ("page_count", "freelist_count", "application_id", "user_version"):
             seen[key] = connection.execute(f"PRAGMA {key}").fetchone()[0]
@@ -874,12 +874,12 @@ def _look(
         if count_tables:
             seen["rows"] = counts(connection)
         if queries:
-            seen["values"] = {name: one_value(connection, query) for name, query in queries.items()}
+            seen["query_results"] = {name: one_value(connection, query) for name, query in queries.items()}
 
     try:
         read(real, everything, timeout)
     except Locked as error:
-        seen.update(state="locked", errors=[str(error)], damage=[], tables=None, rows=None, values=None)
+        seen.update(state="locked", errors=[str(error)], damage=[], tables=None, rows=None, query_results=None)
     except sqlite3.DatabaseError as error:
         if _FOREIGN.search(str(error)):
             limit = f"this SQLite {sqlite3.sqlite_version} cannot read it: {error}"

@@ -238,7 +238,7 @@ rows:
   type: dict
   returned: success
   sample: {customers: 12}
-values:
+query_results:
   description: What O(queries) gave; a blob in hexadecimal.
   type: dict
   returned: success

@@ -45,7 +45,7 @@ def task(directory: Path, module: str, options: Mapping[str, Any], *arguments: s
 def test_from_a_look_to_undoing_a_restore(database: Path, tmp_path: Path) -> None:
     seen = task(tmp_path, "sqlite_info", {"path": str(database), "queries": {"n": "SELECT count(*) FROM customers"}})
     # Ansible adds the state of a file to results that have a path; it must not take the place of ours.
-    assert (seen["state"], seen["database"], seen["values"]) == ("ok", str(database), {"n": 2})
+    assert (seen["state"], seen["database"], seen["query_results"]) == ("ok", str(database), {"n": 2})
     folder = tmp_path / "backups"
     folder.mkdir()
     options = {"path": str(database), "dest": str(folder)}

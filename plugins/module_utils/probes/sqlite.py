@@ -76,7 +76,7 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         query = f"SELECT count(*) FROM {sqlite_files.identifier(source['table'])}"  # noqa: S608 - quoted
     seen = sqlite_files.look(path, "header", queries={"value": query}, timeout=context.timeout)
     _require_readable(seen)
-    return {"value": seen["values"]["value"], "evidence": {"path": path, "query": query}}
+    return {"value": seen["query_results"]["value"], "evidence": {"path": path, "query": query}}
 
 
 def _absolute(context: Context, source: t.Mapping[str, t.Any]) -> str:

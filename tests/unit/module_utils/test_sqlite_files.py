@@ -239,7 +239,7 @@ class TestNoTrace:
         assert (tmp_path / "a.db-journal").stat().st_size
         seen = look(path, count_tables=True, queries={"new": "SELECT count(*) FROM customers WHERE email = 'spilled'"})
         assert (seen["state"], seen["hot_journal"]) == ("ok", True)
-        assert seen["values"] == {"new": 0}
+        assert seen["query_results"] == {"new": 0}
 
     @pytest.mark.parametrize("mode", ["wal", "delete", "persist"])
     def test_live_client(self, tmp_path, mode):
@@ -358,7 +358,7 @@ class TestQueries:
         ],
     )
     def test_value(self, tmp_path, text, value):
-        assert look(make(tmp_path / "a.db"), "header", queries={"it": text})["values"] == {"it": value}
+        assert look(make(tmp_path / "a.db"), "header", queries={"it": text})["query_results"] == {"it": value}
 
     @pytest.mark.parametrize(
         "text",
