@@ -149,7 +149,7 @@ def load_manifest(backup: str) -> Manifest | None:
     if found is None or not os.path.isfile(backup):
         return None
     size = os.stat(backup).st_size
-    fitting = [it for it in (found, _valid(found.get("replaces"))) if it and it["size_bytes"] == size]
+    fitting = [it for it in (found, _valid(found.get("replaces"))) if it and it.get("size_bytes") == size]
     if len(fitting) > 1:
         digest = durable.sha256(backup)
         fitting = [it for it in fitting if it["sha256"] == digest] or fitting
@@ -176,6 +176,10 @@ def _valid(found: t.Any) -> Manifest | None:
         and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["taken_at"])
     )
     if not good:
+        return None
+    try:
+        seconds(found["taken_at"])
+    except ValueError:
         return None
     if found.get("kind") == "quarantine":
         return dict(found) if isinstance(found.get("state"), str) else None
@@ -221,9 +225,12 @@ def destination(path: str, dest: str, pattern: str, compress: bool, now: float) 
     return dest + ".zst" if compress and not dest.endswith(".zst") else dest
 
 
-def _guard(path: str, dest: str) -> Manifest | None:
+def _guard(path: str, dest: str, check: bool = False) -> Manifest | None:
     """Refuse what would overwrite anything but an older backup; its manifest."""
     folder = os.path.dirname(dest)
+    if check and not os.path.exists(folder):
+        # Somebody else would have created it by now.
+        return None
     if not os.path.isdir(folder):
         raise Refused(f"{folder} does not exist; create the folder of the backups first.")
     swapped = "Were path and dest swapped?"
@@ -268,7 +275,7 @@ def take(
     now = time.time()
     path = os.path.realpath(path)
     dest = destination(path, dest, pattern, compress, now)
-    older = _guard(path, dest)
+    older = _guard(path, dest, check)
     seen = sqlite_files.look(path, "header", expect_tables=expect_tables, timeout=timeout)
     _require_source(seen)
     if compress:
@@ -283,7 +290,8 @@ def take(
         "after": None,
     }
     size = seen["size_bytes"] + seen["wal_bytes"]
-    require_space(os.path.dirname(dest), size, "the copy")
+    if os.path.isdir(os.path.dirname(dest)):
+        require_space(os.path.dirname(dest), size, "the copy")
     if check:
         unchanged = older is not None and older["database"] == path and _written(path) < seconds(older["taken_at"])
         return {**result, "changed": not unchanged}
@@ -363,7 +371,7 @@ def _take(
         size_bytes=manifest["size_bytes"],
     )
     os.chmod(stored, 0o600)
-    with _alone(os.path.dirname(dest)):
+    with _alone(os.path.dirname(dest), timeout):
         # Another run may have been here in the meantime.
         older = _guard(path, dest)
         same = older is not None and all(older.get(key) == about[key] for key in ("database_sha256", "compression"))
@@ -377,11 +385,19 @@ def _take(
 
 
 @contextlib.contextmanager
-def _alone(folder: str) -> t.Iterator[None]:
+def _alone(folder: str, timeout: float) -> t.Iterator[None]:
     """One at a time pairs a backup with its manifest."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    deadline = time.monotonic() + timeout
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Refused(f"{folder} is locked by another backup; wait for its end.") from None
+                time.sleep(0.05)
         yield
     finally:
         os.close(handle)

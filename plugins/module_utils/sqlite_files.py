@@ -34,7 +34,6 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAn
 
 T = t.TypeVar("T")
 
-STATES = ("ok", "missing", "empty", "not_a_database", "encrypted", "locked", "corrupt_index", "corrupt", "unknown")
 DEPTHS = ("header", "quick", "full")
 SIDECARS = ("-wal", "-shm", "-journal")
 
@@ -339,7 +338,7 @@ _IN_PLACE = _Way({"mode": "ro", "readonly_shm": 1})
 _AS_CLIENT = _Way({"mode": "rw"})
 
 
-def _fingerprint(path: str) -> tuple[t.Any, ...]:
+def fingerprint(path: str) -> tuple[t.Any, ...]:
     found: list[t.Any] = []
     for suffix in ("", "-wal", "-journal"):
         try:
@@ -366,21 +365,21 @@ def is_hot(path: str, file: int | None = None) -> bool:
 
 def _way(path: str, file: int, deadline: float) -> _Way:
     if is_hot(path, file):
-        return _Way({"mode": "rw"}, copied=True, fingerprint=_fingerprint(path))
+        return _Way({"mode": "rw"}, copied=True, fingerprint=fingerprint(path))
     if not _header(file).wal:
         return _IN_PLACE
     # Without a log the file alone is all there is, and opening it in any other way would create the other two. But only
     # when it has been quiet can it be seen whether somebody writes to it meanwhile.
     while not os.path.exists(path + "-wal") or not (_size(path + "-wal") or os.path.exists(path + "-shm")):
-        fingerprint = _fingerprint(path)
+        found = fingerprint(path)
         if not 0 <= time.time() - os.stat(path).st_mtime < _TICK:
-            return _Way({"mode": "ro", "immutable": 1}, fingerprint=fingerprint)
+            return _Way({"mode": "ro", "immutable": 1}, fingerprint=found)
         if time.monotonic() > deadline:
             raise Changed
         time.sleep(0.001)
     if os.path.exists(path + "-shm"):
         return _IN_PLACE
-    return _Way({"mode": "rw"}, copied=True, fingerprint=_fingerprint(path))
+    return _Way({"mode": "rw"}, copied=True, fingerprint=fingerprint(path))
 
 
 def _header(file: int) -> Header:
@@ -489,17 +488,17 @@ def _read_once(path: str, function: t.Callable[[sqlite3.Connection], T], timeout
                 # a rollback journal a writer would wait for this lock, and SQLite for the writer.
                 fcntl.lockf(file, fcntl.LOCK_UN)
         where = stack.enter_context(_scratch(path)) if way.copied else path
-        if way.copied and _fingerprint(path) != way.fingerprint:
+        if way.copied and fingerprint(path) != way.fingerprint:
             raise Changed
         connection = stack.enter_context(contextlib.closing(connect(where, timeout, **way.parameters)))
         try:
             with readable_errors():
                 result = function(connection)
         except (sqlite3.DatabaseError, NoAnswer):
-            if way.fingerprint and _fingerprint(path) != way.fingerprint:
+            if way.fingerprint and fingerprint(path) != way.fingerprint:
                 raise Changed from None
             raise
-        if way.fingerprint and not way.copied and _fingerprint(path) != way.fingerprint:
+        if way.fingerprint and not way.copied and fingerprint(path) != way.fingerprint:
             raise Changed
         return result
 
@@ -624,7 +623,11 @@ def _kind_of_damage(connection: sqlite3.Connection, errors: t.Sequence[str]) -> 
         )
         if size <= IN_MEMORY:
             with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+                # In one snapshot, which a writer cannot begin anew or keep waiting.
+                connection.execute("BEGIN")
+                connection.execute("PRAGMA schema_version").fetchone()
                 connection.backup(copy)
+                connection.execute("ROLLBACK")
                 mended = _reindexed(copy)
             if mended is not None:
                 return "index" if mended else "data"

@@ -27,11 +27,14 @@ import typing as t
 from datetime import datetime, timezone
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import durable, sqlite_backups, sqlite_files
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.sqlite_backups import Manifest, Refused
 from ansible_collections.oncall.runbooks.plugins.module_utils.sqlite_files import Locked, identifier
 
 LATEST = "latest_verified"
 METHODS = ("auto", "online", "offline")
+# What is kept where only indexes are rebuilt: no quarantine, for nothing is to be put back.
+_REINDEXED = "before-reindex"
 _TIME = re.compile(r"(_at|_time|_on|timestamp|time|date|created|updated|modified)$", re.IGNORECASE)
 _TIME_TYPES = ("DATETIME", "TIMESTAMP", "DATE")
 
@@ -98,6 +101,10 @@ def restore(options: Options, check: bool) -> Told:
         try:
             _reindex(options, path, seen, told)
             return told
+        except Locked as error:
+            raise Refused(f"{path} cannot be reindexed: {error}; nothing was changed.", **told) from None
+        except OSError as error:
+            raise Refused(f"{path} cannot be reindexed: {error}.", **told) from None
         except sqlite3.DatabaseError as error:
             told["action"] = "none"
             told["notes"].append(f"its indexes cannot be rebuilt: {error}")
@@ -108,15 +115,19 @@ def restore(options: Options, check: bool) -> Told:
             told.update(backup=staged.source, backup_taken_at=sqlite_backups.utc(staged.taken_at))
             told["notes"] += staged.notes
             return _restore(options, path, seen, staged, told, check)
-    except OSError as error:
-        where = f" What was there before is in {told['quarantine']}." if told["quarantine"] else ""
+    except (OSError, sqlite3.Error, Locked) as error:
+        where = f" What was there before is in {told['quarantine']}." if told["quarantine"] else " Nothing was changed."
         raise Refused(f"{path} cannot be restored: {error}.{where}", **told) from None
 
 
 def _restore(options: Options, path: str, seen: sqlite_files.Seen, staged: Staged, told: Told, check: bool) -> Told:
     if staged.path is not None:
-        if staged.state == "ok":
+        try:
             told["counters"] = _raise_counters(options, path, seen, staged.path)
+        except sqlite3.DatabaseError as error:
+            if staged.state == "ok":
+                raise
+            told["notes"].append(f"the counters in it cannot be raised: {error}")
         difference = compare(path, seen, staged, options.timeout)
         told["lost"] = difference.lost
         told["notes"] += difference.notes
@@ -131,18 +142,28 @@ def _restore(options: Options, path: str, seen: sqlite_files.Seen, staged: Stage
     return told
 
 
-def _put_in_place(options: Options, path: str, seen: sqlite_files.Seen, staged: Staged, told: Told) -> None:
+def _put_in_place(
+    options: Options, path: str, seen: sqlite_files.Seen, staged: Staged, told: Told, label: str = "quarantine"
+) -> None:
     """Put away what is there, and the staged copy in its place."""
     told["method"] = _method(options.method, path, seen, staged)
-    room = sum(os.path.getsize(path + suffix) for suffix in ("", "-wal") if os.path.exists(path + suffix))
-    room += os.path.getsize(staged.path) if staged.path else 0
-    sqlite_backups.require_space(os.path.dirname(path), room, "the quarantine and the restored database")
-    quarantine = _new_folder(path, options.quarantine_dir or os.path.dirname(path))
-    if told["method"] == "online":
-        told["counters"] = _online(options, path, t.cast(str, staged.path), quarantine, seen) or told["counters"]
-    else:
-        _offline(path, staged, quarantine, seen)
-    told["quarantine"] = quarantine
+    there = sum(os.path.getsize(path + suffix) for suffix in ("", "-wal") if os.path.exists(path + suffix))
+    new = os.path.getsize(staged.path) if staged.path else 0
+    sqlite_backups.require_space(os.path.dirname(path), there + new, "the quarantine and the restored database")
+    quarantine = _new_folder(path, options.quarantine_dir or os.path.dirname(path), label)
+    try:
+        sqlite_backups.require_space(quarantine, there, "the quarantine")
+        if told["method"] == "online":
+            raised = _online(options, path, t.cast(str, staged.path), quarantine, seen)
+            told["counters"] = raised or told["counters"]
+            told["quarantine"] = quarantine
+        else:
+            _offline(path, staged, quarantine, seen, told)
+    except BaseException:
+        if told["quarantine"] is None:
+            # Nothing was changed, so nothing is in need of a quarantine.
+            shutil.rmtree(quarantine, ignore_errors=True)
+        raise
     _seal(quarantine, path)
     # Numbers that are given out in the meantime count as well.
     counters = [dict(counter) for counter in options.raise_counters]
@@ -186,8 +207,8 @@ def _stage(options: Options, path: str, work: str, *, in_place: bool) -> Staged:
         for taken_at, source, manifest in found:
             try:
                 staged = _verified(source, taken_at, manifest, options, work, in_place)
-            except Refused as error:
-                passed_over.append(str(error))
+            except (Refused, OSError) as error:
+                passed_over.append(f"{source}: {error.strerror}." if isinstance(error, OSError) else str(error))
                 continue
             staged.notes = [*passed_over, *staged.notes]
             return staged
@@ -204,7 +225,7 @@ def _stage(options: Options, path: str, work: str, *, in_place: bool) -> Staged:
     if not manifest or manifest.get("kind") != "quarantine":
         manifest = sqlite_backups.load_manifest(source)
     nothing = sqlite_backups.read_manifest(source) if not os.path.exists(source) else None
-    if nothing and nothing["state"] == "missing":
+    if nothing and nothing.get("state") == "missing":
         return Staged(
             os.path.dirname(source), None, nothing, sqlite_backups.seconds(nothing["taken_at"]), "missing", []
         )
@@ -230,7 +251,8 @@ def _verified(
             os.unlink(staged + suffix)
     if in_place and not sidecars and not sqlite_backups.is_packed(source):
         staged = source
-    size = max(os.stat(source).st_size, (manifest or {}).get("page_count", 0) * (manifest or {}).get("page_size", 0))
+    pages, page_size = ((manifest or {}).get(key) or 0 for key in ("page_count", "page_size"))
+    size = max(os.stat(source).st_size, pages * page_size)
     notes: list[str] = []
     quarantined = bool(manifest and manifest.get("kind") == "quarantine")
     if staged == source:
@@ -242,7 +264,10 @@ def _verified(
         raise Refused(f"{source} does not fit the manifest beside it; it, or the manifest, is damaged.")
     if manifest is None:
         notes.append(f"{source} has no manifest: that it is what was saved then cannot be established")
-    elif digest != (manifest.get("sha256") or digest):
+    elif quarantined and digest != (manifest.get("sha256") or digest):
+        # Whoever opened it to look has changed it a little, as did a client that had it open until the last moment.
+        notes.append(f"{source} was written to since it was put away")
+    elif not quarantined and digest != manifest["sha256"]:
         raise Refused(
             f"{source} is not what was saved: its SHA-256 is {digest}, its manifest says {manifest['sha256']}."
         )
@@ -510,96 +535,109 @@ def in_words(told: Told) -> str:
 # Counters.
 
 
+_Rows = dict[tuple[t.Any, ...], dict[str, t.Any]]
+
+
 def _raise_counters(options: Options, path: str, seen: sqlite_files.Seen, staged: str, ahead: int = 0) -> list[Told]:
     """Raise counters in the copy past what has been given out since: numbers from them are never given out twice."""
     raised = []
     for counter in options.raise_counters:
         table, column = counter["table"], counter["column"]
         least = counter.get("at_least") or 0
-        now: dict[tuple[t.Any, ...], t.Any] = {}
         with contextlib.closing(sqlite_files.connect(staged, mode="rw")) as copy:
-            key = _counter(copy, table, column)
-            if key is None:
+            if not _columns(copy, table, column):
                 continue
-
-            def look(connection: sqlite3.Connection, table: str = table, column: str = column) -> t.Any:
-                return _numbers(connection, table, column)
-
+            before = _highest(_rows(copy, table, column), column)
+            now: _Rows = {}
+            why = f"it is {seen['state']}"
             try:
-                if seen["state"] not in ("missing", "empty", "not_a_database", "encrypted"):
-                    now = sqlite_files.read(path, look, options.timeout, as_client=True)
+                if seen["tables"] is not None:
+                    now = sqlite_files.read(path, _looker(table, column), options.timeout, as_client=True)
+                    why = ""
             except (sqlite3.DatabaseError, Locked) as error:
-                if not least:
-                    raise Refused(
-                        f"{path} cannot tell how far {table}.{column} is ({error}), and it must not go back; give "
-                        "at_least."
-                    ) from None
-            before = max(_numbers(copy, table, column).values(), default=None)
-            copy.execute("PRAGMA journal_mode=DELETE").fetchone()
-            _raise(copy, table, column, {name: value + ahead for name, value in now.items()}, least)
-            after = max(_numbers(copy, table, column).values(), default=None)
+                why = str(error)
+            if why and not least:
+                raise Refused(
+                    f"{path} cannot tell how far {table}.{column} is ({why}), and it must not go back; give at_least."
+                )
+            _raise(copy, table, column, now, least, ahead)
+            after = _highest(_rows(copy, table, column), column)
         raised.append({"table": table, "column": column, "backup": before, "restored": after})
     return raised
 
 
-def _counter(connection: sqlite3.Connection, table: str, column: str) -> list[str] | None:
-    """The key of a table of counters; None where there is no such table."""
+def _columns(connection: sqlite3.Connection, table: str, column: str) -> dict[str, bool]:
+    """The columns of a table of counters, and whether each is of its key; empty where there is no such table."""
     info = connection.execute(f"PRAGMA table_info({identifier(table)})").fetchall()
-    if not info:
-        return None
-    if column.lower() not in [row[1].lower() for row in info]:
-        names = ", ".join(row[1] for row in info)
-        raise Refused(f"raise_counters names {table}.{column}, and {table} has only {names}.")
-    return [row[1] for row in info if row[5]]
+    names = {row[1]: bool(row[5]) for row in info}
+    if names and column.lower() not in map(str.lower, names):
+        raise Refused(f"raise_counters names {table}.{column}, and {table} has only {', '.join(names)}.")
+    return names
 
 
-def _numbers(connection: sqlite3.Connection, table: str, column: str) -> dict[tuple[t.Any, ...], int]:
-    """The counters by key; without a key, by their place."""
-    key = _counter(connection, table, column)
-    if key is None:
+def _rows(connection: sqlite3.Connection, table: str, column: str) -> _Rows:
+    """The rows of a table of counters by key; without a key, by their place."""
+    names = _columns(connection, table, column)
+    if not names:
         return {}
-    columns = ", ".join(map(identifier, [*key, column]))
-    rows = connection.execute(f"SELECT {columns} FROM {identifier(table)} NOT INDEXED").fetchall()  # noqa: S608 - quoted
-    found = {}
-    for place, row in enumerate(rows):
-        with contextlib.suppress(TypeError, ValueError):
-            found[tuple(row[:-1]) or (place,)] = int(row[-1])
+    found: _Rows = {}
+    listed = ", ".join(map(identifier, names))
+    rows = connection.execute(f"SELECT {listed} FROM {identifier(table)} NOT INDEXED")  # noqa: S608 - quoted
+    for place, row in enumerate(rows.fetchall()):
+        values = dict(zip(names, row))
+        found[tuple(values[name] for name, key in names.items() if key) or (place,)] = values
     return found
 
 
-def _raise(
-    copy: sqlite3.Connection, table: str, column: str, now: t.Mapping[tuple[t.Any, ...], int], least: int
-) -> None:
+def _looker(table: str, column: str) -> t.Callable[[sqlite3.Connection], _Rows]:
+    return lambda connection: _rows(connection, table, column)
+
+
+def _number(row: t.Mapping[str, t.Any], column: str) -> int:
+    value = next(it for name, it in row.items() if name.lower() == column.lower())
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def _highest(rows: _Rows, column: str) -> int | None:
+    return max((_number(row, column) for row in rows.values()), default=None)
+
+
+def _raise(copy: sqlite3.Connection, table: str, column: str, now: _Rows, least: int, ahead: int) -> None:
     """Let no counter of the copy be below what it is now, nor below `least`; and see that it is so."""
     quoted, number = identifier(table), identifier(column)
+    names = _columns(copy, table, column)
+    key = [name for name, of_key in names.items() if of_key]
+    wanted = {at: _number(row, column) + ahead for at, row in now.items()}
     behind = f"({number} IS NULL OR CAST({number} AS INTEGER) < ?)"
-    key = _counter(copy, table, column) or []
-    highest = max(now.values(), default=0)
     try:
         copy.execute("BEGIN")
-        for values, value in now.items():
-            if key:
-                same = " AND ".join(f"{identifier(name)} IS ?" for name in key)
-                names, marks = ", ".join(map(identifier, [*key, column])), ", ".join("?" * (len(key) + 1))
+        there = _rows(copy, table, column)
+        for at, row in now.items() if key else ():
+            if at not in there:
+                # Begun since the backup was taken.
+                common = [name for name in row if name in names]
+                marks = ", ".join("?" * len(common))
                 copy.execute(
-                    f"UPDATE {quoted} SET {number} = ? WHERE {same} AND {behind}",  # noqa: S608 - quoted
-                    (value, *values, value),
+                    f"INSERT INTO {quoted} ({', '.join(map(identifier, common))}) VALUES ({marks})",  # noqa: S608 - quoted
+                    [row[name] for name in common],
                 )
-                there = copy.execute(f"SELECT count(*) FROM {quoted} WHERE {same}", values).fetchone()[0]  # noqa: S608
-                if not there:
-                    with contextlib.suppress(sqlite3.IntegrityError):
-                        # Where more is wanted than its key, the others are raised beyond it below.
-                        copy.execute(f"INSERT INTO {quoted} ({names}) VALUES ({marks})", (*values, value))  # noqa: S608
-        floor = max(least, 0 if key else highest)
-        copy.execute(
-            f"UPDATE {quoted} SET {number} = ? WHERE {behind}",  # noqa: S608 - quoted
-            (floor, floor),
-        )
+            same = " AND ".join(f"{identifier(name)} IS ?" for name in key)
+            copy.execute(
+                f"UPDATE {quoted} SET {number} = ? WHERE {same} AND {behind}",  # noqa: S608 - quoted
+                (wanted[at], *at, wanted[at]),
+            )
+        floor = max(least, 0 if key else max(wanted.values(), default=0))
+        copy.execute(f"UPDATE {quoted} SET {number} = ? WHERE {behind}", (floor, floor))  # noqa: S608 - quoted
         copy.execute("COMMIT")
-    except (sqlite3.DatabaseError, OverflowError) as error:
-        raise Refused(f"{table}.{column} cannot be raised in the backup: {error}.") from None
-    if highest > max(_numbers(copy, table, column).values(), default=highest):
-        raise Refused(f"{table}.{column} would go back from {highest}; nothing was changed.")
+    except (sqlite3.IntegrityError, sqlite3.OperationalError, OverflowError) as error:
+        raise Refused(f"{table}.{column} cannot be raised in the backup: {error}; nothing was changed.") from None
+    reached = {at: _number(row, column) for at, row in _rows(copy, table, column).items()}
+    short = [at for at, value in wanted.items() if key and value > reached.get(at, -1)]
+    if short or max([least if least > 1 else 0, *wanted.values()]) > max(reached.values(), default=0):
+        raise Refused(f"{table}.{column} would go back in the backup, which has no row to raise; nothing was changed.")
 
 
 # Acting.
@@ -620,27 +658,29 @@ def _reindex(options: Options, path: str, seen: sqlite_files.Seen, told: Told) -
         with durable.work_folder(os.path.dirname(path), os.path.basename(path)) as work:
             _write_anew(options, path, seen, told, os.path.join(work, "staged.db"))
     found = sqlite_files.look(path, "full", timeout=options.timeout)
-    if found["state"] != "ok" and found["damage"] != ["foreign_keys"]:
+    if found["state"] in ("locked", "unknown"):
+        told["notes"].append(f"it could not be verified: {'; '.join(found['errors'] or found['limits'])}")
+    elif found["state"] != "ok" and found["damage"] != ["foreign_keys"]:
         raise Refused(f"{path} was reindexed and is {found['state']} still: {found['errors'][0]}.", **told)
 
 
 def _keep_both(path: str, seen: sqlite_files.Seen, told: Told, options: Options) -> None:
     """An index has as many entries as its table has rows, and others: then either of them may be right."""
-    quarantine = _new_folder(path, options.quarantine_dir or os.path.dirname(path))
-    kept = os.path.join(quarantine, os.path.basename(path))
+    folder = _new_folder(path, options.quarantine_dir or os.path.dirname(path), _REINDEXED)
+    kept = os.path.join(folder, os.path.basename(path))
     try:
+        sqlite_backups.require_space(folder, os.path.getsize(path), "the copy of the database")
         sqlite_backups.copy(path, kept, options.timeout, seen["journal_mode"] == "wal")
-    except (sqlite3.DatabaseError, Locked):
-        shutil.rmtree(quarantine, ignore_errors=True)
-        return
-    os.chmod(kept, 0o600)
-    durable.sync_file(kept)
-    _note(quarantine, path, seen)
-    _seal(quarantine, path)
-    told["quarantine"] = quarantine
+        os.chmod(kept, 0o600)
+        durable.sync_file(kept)
+        _note(folder, path, seen)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    told["quarantine"] = folder
     told["notes"].append(
         "an index and its table disagreed on a value, and the table's was kept; compare it with a backup, or with the "
-        "index in the quarantine"
+        f"index in {kept}"
     )
 
 
@@ -655,7 +695,7 @@ def _write_anew(options: Options, path: str, seen: sqlite_files.Seen, told: Told
         sqlite_files.read(path, copy, options.timeout, as_client=True)
     except Locked as error:
         raise Refused(f"{path} cannot be reindexed: {error}", **told) from None
-    _put_in_place(options, path, seen, Staged(path, staged, None, time.time(), "ok", []), told)
+    _put_in_place(options, path, seen, Staged(path, staged, None, time.time(), "ok", []), told, _REINDEXED)
 
 
 def _method(wanted: str, path: str, seen: sqlite_files.Seen, staged: Staged) -> str:
@@ -665,7 +705,7 @@ def _method(wanted: str, path: str, seen: sqlite_files.Seen, staged: Staged) -> 
         raise Refused(f"{path} cannot be restored online: {why}.")
     if wanted != "offline" and not why:
         return "online"
-    if wanted == "auto" and staged.path and _may_be_forced_on_clients(path, seen, staged.path):
+    if wanted == "auto" and staged.path and _may_be_forced_on_clients(path, seen, staged):
         return "online"
     _require_nobody(path, why)
     return "offline"
@@ -687,15 +727,19 @@ def _not_online(path: str, seen: sqlite_files.Seen, staged: Staged) -> str:
     return ""
 
 
-def _may_be_forced_on_clients(path: str, seen: sqlite_files.Seen, staged: str) -> bool:
+def _may_be_forced_on_clients(path: str, seen: sqlite_files.Seen, staged: Staged) -> bool:
     """Whether SQLite can put a damaged database back from quarantine, page by page, while clients have it open."""
-    header = sqlite_files.header_of(staged)
+    copy = t.cast(str, staged.path)
+    header = sqlite_files.header_of(copy)
     same = header and seen["tables"] is not None and header.page_size == seen["page_size"]
     if not same or not sqlite_files.holders(path).found:
         return False
+    if copy == staged.source:
+        # Only looked at.
+        return True
     with contextlib.suppress(sqlite3.DatabaseError):
-        _fold(staged)
-        return sqlite_files.header_of(staged) is not None
+        _fold(copy)
+        return sqlite_files.header_of(copy) is not None
     return False
 
 
@@ -715,11 +759,11 @@ def _require_nobody(path: str, why: str) -> None:
         )
 
 
-def _new_folder(path: str, parent: str) -> str:
+def _new_folder(path: str, parent: str, label: str) -> str:
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     name = os.path.basename(path)
     for number in range(1, 100):
-        folder = os.path.join(parent, f"{name}.quarantine-{stamp}" + (f"-{number}" if number > 1 else ""))
+        folder = os.path.join(parent, f"{name}.{label}-{stamp}" + (f"-{number}" if number > 1 else ""))
         with contextlib.suppress(FileExistsError):
             os.makedirs(parent, mode=0o700, exist_ok=True)
             os.mkdir(folder, 0o700)
@@ -768,16 +812,14 @@ def _online(options: Options, path: str, staged: str, quarantine: str, seen: sql
                 _overwrite(options, path, staged, quarantine, seen, deadline)
                 return counters
             except _Behind:
+                if time.monotonic() > deadline:
+                    raise Locked("its counters are raised without a pause") from None
                 # Farther ahead each time, so that it comes to an end while numbers are given out.
                 ahead = 2 * ahead or 256
                 counters = _raise_counters(options, path, seen, staged, ahead)
                 _same_journal_mode(staged, seen["journal_mode"])
-    except (Locked, sqlite3.DatabaseError) as error:
-        # The overwriting is one transaction. What has been put away complete stays all the same.
-        if isinstance(error, Locked) or not sqlite_backups.read_manifest(
-            os.path.join(quarantine, os.path.basename(path))
-        ):
-            shutil.rmtree(quarantine, ignore_errors=True)
+    except (Locked, NoAnswer, sqlite3.DatabaseError) as error:
+        # The overwriting is one transaction, and it has not been committed.
         who = f"; open in {sqlite_files.holders(path)}" if seen["holders"] else ""
         raise Refused(f"{path} cannot be restored online: {error}{who}; nothing was changed.") from None
 
@@ -798,10 +840,10 @@ def _overwrite(
 
         def progress(status: int, _left: int, _total: int) -> None:
             nonlocal locked
-            if status in _BUSY:
+            if status & 0xFF in _BUSY:
                 if time.monotonic() > deadline:
                     raise Locked("another process keeps it locked")
-            elif not locked:
+            elif status == 0 and not locked:
                 # From its first step on nobody else can commit, and nothing of ours is committed before its last one.
                 locked = True
                 _put_away(there, path, quarantine, seen)
@@ -824,6 +866,8 @@ def _pad(staged: str) -> None:
         mode = copy.execute("PRAGMA journal_mode").fetchone()[0]
         copy.execute("CREATE TABLE oncall_runbooks_pad (n)")
         copy.execute("DROP TABLE oncall_runbooks_pad")
+        if copy.execute("PRAGMA page_count").fetchone()[0] < 2:
+            raise Refused("the backup has no table at all, and is not restored online.")
     if mode == "wal":
         _same_journal_mode(staged, mode)
 
@@ -834,12 +878,7 @@ def _put_away(there: t.BinaryIO, path: str, quarantine: str, seen: sqlite_files.
     with contextlib.suppress(FileNotFoundError):
         # Of a first try.
         os.unlink(kept + "-wal")
-    there.seek(0)
-    with open(kept, "wb") as copy:
-        os.fchmod(copy.fileno(), 0o600)
-        shutil.copyfileobj(there, copy, sqlite_backups.STEP)
-        copy.flush()
-        os.fsync(copy.fileno())
+    _copy_open(there, kept)
     if os.path.exists(path + "-wal"):
         # SQLite has no lock on it, so that it may be opened and closed. What of it is ours is not committed.
         shutil.copyfile(path + "-wal", kept + "-wal")
@@ -852,19 +891,25 @@ def _require_counters(options: Options, path: str, quarantine: str, staged: str)
     if not options.raise_counters:
         return
     kept = os.path.join(quarantine, os.path.basename(path))
-    for counter in options.raise_counters:
-
-        def look(connection: sqlite3.Connection, of: tuple[str, str] = (counter["table"], counter["column"])) -> t.Any:
-            return _numbers(connection, *of)
-
-        try:
-            now = sqlite_files.read(kept, look)
-            saved = sqlite_backups.of_copy(staged, look)
-        except sqlite3.DatabaseError:
-            # Damaged: at_least was given for it, or it is put back as it was.
-            continue
-        if saved and any(value > saved.get(key, -1) for key, value in now.items() if key in saved):
-            raise _Behind
+    now = os.path.join(os.path.dirname(staged), "now.db")
+    try:
+        for suffix in ("", "-wal"):
+            if os.path.exists(kept + suffix):
+                shutil.copyfile(kept + suffix, now + suffix)
+        _fold(now)
+        for counter in options.raise_counters:
+            table, column = counter["table"], counter["column"]
+            wanted = sqlite_backups.of_copy(now, _looker(table, column))
+            saved = sqlite_backups.of_copy(staged, _looker(table, column))
+            if any(_number(row, column) > _number(saved.get(at, {column: -1}), column) for at, row in wanted.items()):
+                raise _Behind
+    except sqlite3.DatabaseError:
+        # Damaged: at_least was given for it, or it is put back as it was.
+        return
+    finally:
+        for suffix in ("", *sqlite_files.SIDECARS):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(now + suffix)
 
 
 def _same_journal_mode(staged: str, mode: str | None) -> None:
@@ -878,34 +923,34 @@ def _same_journal_mode(staged: str, mode: str | None) -> None:
         os.fsync(file.fileno())
 
 
-def _offline(path: str, staged: Staged, quarantine: str, seen: sqlite_files.Seen) -> None:
+def _offline(path: str, staged: Staged, quarantine: str, seen: sqlite_files.Seen, told: Told) -> None:
     """Replace the file. At every moment either the old database is there, whole, or the new one."""
     folder = os.path.dirname(path)
     kept = os.path.join(quarantine, os.path.basename(path))
-    sidecars = [suffix for suffix in sqlite_files.SIDECARS if os.path.exists(path + suffix)]
-    with _excluded(path, seen):
+    with _excluded(path, seen) as there:
+        sidecars = [suffix for suffix in sqlite_files.SIDECARS if os.path.exists(path + suffix)]
         for suffix in sidecars:
             shutil.copy2(path + suffix, kept + suffix)
             durable.sync_file(kept + suffix)
-        if os.path.exists(path) and sidecars and seen["tables"] is not None:
+        if there and sidecars and seen["tables"] is not None:
             # SQLite itself takes the log into the old file, so that it is whole without it.
             with contextlib.suppress(sqlite3.DatabaseError):
                 _fold(path)
-        if os.path.exists(path):
+        before = None
+        if there:
             try:
                 # The same inode: what a client still writes to it is in quarantine as well.
                 os.link(path, kept)
             except OSError:
                 # On another filesystem, or on one without links.
-                shutil.copy2(path, kept)
-                durable.sync_file(kept)
+                before = sqlite_files.fingerprint(path)
+                _copy_open(there, kept)
         _note(quarantine, path, seen)
         durable.sync_folder(quarantine)
-        try:
-            _require_nobody(path, "")
-        except Refused:
-            shutil.rmtree(quarantine, ignore_errors=True)
-            raise
+        _require_nobody(path, "")
+        if before and sqlite_files.fingerprint(path) != before:
+            raise Refused(f"{path} was written to while it was copied; stop its clients. Nothing was changed.")
+        told["quarantine"] = quarantine
         for suffix in sqlite_files.SIDECARS:
             # A stale log would be replayed over the new file.
             with contextlib.suppress(FileNotFoundError):
@@ -928,19 +973,34 @@ def _offline(path: str, staged: Staged, quarantine: str, seen: sqlite_files.Seen
         durable.sync_folder(folder)
 
 
+def _copy_open(there: t.BinaryIO, kept: str) -> None:
+    there.seek(0)
+    with open(kept, "wb") as copy:
+        os.fchmod(copy.fileno(), 0o600)
+        shutil.copyfileobj(there, copy, sqlite_backups.STEP)
+        copy.flush()
+        os.fsync(copy.fileno())
+
+
 @contextlib.contextmanager
-def _excluded(path: str, seen: sqlite_files.Seen) -> t.Iterator[None]:
-    """Keep clients out that open the database for each operation, where it is sound enough to be locked."""
-    if seen["tables"] is None or seen["journal_mode"] == "wal":
+def _excluded(path: str, seen: sqlite_files.Seen) -> t.Iterator[t.BinaryIO | None]:
+    """Keep clients out that open the database for each operation, where it is sound enough to be locked; the open file.
+
+    It is opened before SQLite opens it, and closed after: closing it takes all locks of this process away.
+    """
+    with contextlib.ExitStack() as stack:
+        if not os.path.exists(path):
+            yield None
+            return
+        there = stack.enter_context(open(path, "rb"))
         # In WAL mode the lock would be in the log that has to go; who opens it meanwhile writes to the linked file.
-        yield
-        return
-    with contextlib.closing(sqlite_files.connect(path, 5.0, mode="rw")) as connection:
-        try:
-            connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.DatabaseError as error:
-            raise Refused(f"{path} cannot be locked for its replacement: {error}; nothing was changed.") from None
-        yield
+        if seen["tables"] is not None and seen["journal_mode"] != "wal":
+            connection = stack.enter_context(contextlib.closing(sqlite_files.connect(path, 5.0, mode="rw")))
+            try:
+                connection.execute("BEGIN EXCLUSIVE")
+            except sqlite3.DatabaseError as error:
+                raise Refused(f"{path} cannot be locked for its replacement: {error}; nothing was changed.") from None
+        yield there
 
 
 def _same_owner(path: str, staged: Staged, suffix: str = "") -> None:
@@ -972,7 +1032,11 @@ def _verify(path: str, staged: Staged, told: Told, timeout: float) -> None:
             **told,
         )
     if staged.state == "ok" and staged.path and told["method"] == "online":
-        difference = compare(path, seen, staged, timeout)
+        try:
+            difference = compare(path, seen, staged, timeout)
+        except (Refused, NoAnswer) as error:
+            told["notes"].append(str(error))
+            return
         if not difference.equal:
             tables = ", ".join(difference.lost) or "its schema"
             told["notes"].append(f"clients have written to it since it was restored: {tables}")

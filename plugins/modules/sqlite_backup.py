@@ -104,7 +104,8 @@ sha256:
   returned: success and not in check mode
   sample: 28c294de80785b63d1f9b70a6ef12afabd4fb01781a42c9aeb80e33e4d10cb9c
 verified:
-  description: Whether the copy passed every check; always true on success, false in check mode.
+  description: Whether the copy passed every check; false in check mode, and where only the application can check it,
+    as RV(notes) says.
   type: bool
   returned: success
   sample: true
@@ -114,7 +115,7 @@ rows:
   returned: success and not in check mode
   sample: {customers: 12}
 notes:
-  description: References to rows that do not exist.
+  description: References to rows that do not exist, and what could not be checked.
   type: list
   elements: str
   returned: success and not in check mode
@@ -153,10 +154,11 @@ corrupt_copy:
 """
 
 import json
+import sqlite3
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import sqlite_backups
+from ansible_collections.oncall.runbooks.plugins.module_utils import sqlite_backups, sqlite_files
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 
 
@@ -179,7 +181,7 @@ def main() -> None:
         module.fail_json(msg=str(error), **error.details)
     except NoAnswer as error:
         module.fail_json(msg=str(error))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, sqlite3.Error, sqlite_files.Locked) as error:
         module.fail_json(msg=f"{module.params['path']} cannot be backed up: {error}.")
     before, after = told.pop("before"), told.pop("after")
     if module._diff:

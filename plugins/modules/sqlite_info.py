@@ -255,6 +255,8 @@ disk_free_bytes:
   sample: 81889955840
 """
 
+import sqlite3
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import sqlite_files
@@ -289,7 +291,7 @@ def main() -> None:
         if error.kind != "permission":
             module.fail_json(msg=str(error))
         seen = sqlite_files.not_seen(options["path"], options["depth"], str(error))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, sqlite3.Error, sqlite_files.Locked) as error:
         module.fail_json(msg=f"{options['path']} cannot be looked at: {error}.")
     # A result with a path gets the state of a file from Ansible, which would take the place of this one.
     seen["database"] = seen.pop("path")

@@ -26,7 +26,7 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: The backup is verified in a copy below C(TMPDIR).
+    details: The backup is verified where it is; with O(raise_counters), or compressed, in a copy below C(TMPDIR).
   diff_mode:
     support: full
 options:
@@ -191,7 +191,7 @@ summary:
   sample: "from /var/backups/vritti/customers.db.20261127 of 2026-11-27T03:00:00Z: customers: 1 rows lost"
 quarantine:
   description: The folder in which the database is as it was, with its C(-wal) and C(-shm) files where the file was
-    replaced. Null where nothing was restored.
+    replaced. With RV(action=reindexed) it is a copy from before, where one was needed. Else null.
   type: str
   returned: success
   sample: /srv/vritti/data/customers.db.quarantine-20261127T083000Z
@@ -220,10 +220,11 @@ notes:
 """
 
 import json
+import sqlite3
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import sqlite_backups, sqlite_restoring
+from ansible_collections.oncall.runbooks.plugins.module_utils import sqlite_backups, sqlite_files, sqlite_restoring
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 
 
@@ -257,7 +258,7 @@ def main() -> None:
         module.fail_json(msg=str(error), **error.details)
     except NoAnswer as error:
         module.fail_json(msg=str(error))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, sqlite3.Error, sqlite_files.Locked) as error:
         module.fail_json(msg=f"{module.params['path']} cannot be restored: {error}.")
     if module._diff:
         told["diff"] = {

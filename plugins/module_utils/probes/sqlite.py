@@ -198,9 +198,10 @@ def _backup_age(context: Context, source: t.Mapping[str, t.Any]) -> dict[str, t.
     folder = source["backup_dir"]
     if not folder:
         raise Absent("no folder of backups is known")
-    name = os.path.basename(source["path"])
+    path = os.path.realpath(_absolute(context, source))
+    name = os.path.basename(path)
     try:
-        found = sqlite_backups.candidates(folder, source["path"], source["pattern"])
+        found = sqlite_backups.candidates(folder, path, source["pattern"])
     except PermissionError:
         raise NoAnswer(f"{folder} may not be read by {sqlite_files.me()}; run with -b.", "permission") from None
     except sqlite_backups.Refused:
@@ -208,17 +209,17 @@ def _backup_age(context: Context, source: t.Mapping[str, t.Any]) -> dict[str, t.
     if not found:
         raise NoAnswer(f"{folder} has no backup of {name}.", "no data")
     passed_over = []
-    for taken_at, path, manifest in found:
-        problem = sqlite_restoring.problem_of(path, manifest)
+    for taken_at, backup, manifest in found:
+        problem = sqlite_restoring.problem_of(backup, manifest)
         if problem:
             passed_over.append(problem)
             continue
         note = "" if manifest else "it has no manifest, so that it is what was saved is not established; "
-        header = None if manifest else sqlite_files.header_of(path)
+        header = None if manifest else sqlite_files.header_of(backup)
         if header and header.wal:
             note += "a cp of a database in WAL mode may miss its newest rows; "
         evidence = {
-            "backup": path,
+            "backup": backup,
             "taken_at": sqlite_backups.utc(taken_at),
             "manifest": manifest is not None,
             "passed_over": passed_over,

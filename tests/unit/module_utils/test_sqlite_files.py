@@ -307,7 +307,7 @@ class TestLimits:
                 sqlite_files.look(str(path))
             return
         path.chmod(0o600)
-        for folder in (tmp_path, *tmp_path.parents[:2]):
+        for folder in (tmp_path, *list(tmp_path.parents)[:2]):
             folder.chmod(0o755)
         refused = f"NoAnswer permission {path} may not be read by nobody; run with -b."
         assert as_nobody(path) == refused

@@ -442,6 +442,24 @@ class TestCounters:
         assert query(path, "SELECT next_doc_id FROM doc_id_counters") == [(9000,)]
         assert told["counters"][0]["restored"] == 9000
 
+    def test_backup_from_before_the_first_number(self, tmp_path):
+        """A row is more than its key and its number, and there may be none in the backup."""
+        extra = [
+            "DROP TABLE doc_id_counters",
+            "CREATE TABLE doc_id_counters (scope TEXT PRIMARY KEY, next_doc_id INT NOT NULL, updated_at TEXT NOT NULL)",
+        ]
+        path = make(tmp_path / "a.db", extra=extra)
+        sqlite_backups.take(str(path), str(tmp_path / "a.bak"))
+        run(path, "INSERT INTO doc_id_counters VALUES ('kyrodb_text', 513, 'now')", "DELETE FROM customers")
+        told = restore(path, backup=str(tmp_path / "a.bak"), raise_counters=COUNTER)
+        assert told["counters"][0] == {**told["counters"][0], "backup": None, "restored": 513}
+        assert query(path, "SELECT * FROM doc_id_counters") == [("kyrodb_text", 513, "now")]
+        os.unlink(path)
+        for least, says in ((0, "cannot tell how far"), (700, "has no row to raise")):
+            with pytest.raises(Refused, match=says):
+                restore(path, backup=str(tmp_path / "a.bak"), raise_counters=[{**COUNTER[0], "at_least": least}])
+        assert not path.exists()
+
     def test_check_mode_tells_them(self, path, saved):
         run(path, "UPDATE doc_id_counters SET next_doc_id = 4097")
         before = state_of(path.parent)
@@ -469,6 +487,24 @@ class TestQuarantine:
         # The first that led to a restore is what was there before.
         assert restore(path, backup=str(kept))["action"] == "restored"
         assert customers(path) == 100
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a file system")
+    @pytest.mark.parametrize("mode", ["wal", "delete"])
+    @pytest.mark.parametrize("method", ["online", "offline"])
+    def test_on_another_filesystem(self, tmp_path, mode, method):
+        where = tmp_path / "other"
+        where.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", where], check=True)
+        try:
+            path = make(tmp_path / "a.db", mode=mode)
+            sqlite_backups.take(str(path), str(tmp_path / "a.bak"))
+            run(path, "DELETE FROM customers")
+            told = restore(path, backup=str(tmp_path / "a.bak"), method=method, quarantine_dir=str(where))
+            assert (told["method"], customers(path)) == (method, 200)
+            assert undo(told)["action"] == "restored"
+            assert customers(path) == 0
+        finally:
+            subprocess.run(["umount", "-l", where], check=True)
 
     def test_link_is_followed(self, path, saved, tmp_path):
         run(path, "DELETE FROM customers")
