@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # What a client does, told to it line by line; it answers each line with one.
 CLIENT = r"""
 import os, signal, sqlite3, sys
@@ -101,6 +103,21 @@ def writer(path, lasting=True, pause=0):
         committed += [int(line) for line in process.stdout.read().splitlines()]
         process.wait()
         process.stdout.close()
+
+
+@contextlib.contextmanager
+def filesystem(where, size):
+    """A filesystem of its own, where this machine lets one be mounted."""
+    where.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", where], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", "-l", where], check=True)
 
 
 def make(path, rows=200, mode="wal", page_size=4096, extra=()):

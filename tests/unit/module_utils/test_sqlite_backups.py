@@ -23,6 +23,7 @@ from ansible_collections.oncall.runbooks.tests.unit.module_utils.sqlite_helpers 
     Client,
     damage_data,
     damage_index,
+    filesystem,
     flip_in_value,
     make,
     query,
@@ -295,15 +296,11 @@ class TestRefusals:
                 backup(path, dest)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a file system")
 class TestFullDisk:
     @pytest.fixture()
     def small(self, tmp_path):
-        where = tmp_path / "small"
-        where.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", where], check=True)
-        yield where
-        subprocess.run(["umount", "-l", where], check=True)
+        with filesystem(tmp_path / "small", "600k") as where:
+            yield where
 
     def test_there_is_no_room_from_the_start(self, tmp_path, small):
         path = make(tmp_path / "a.db", rows=20000)

@@ -25,6 +25,7 @@ from ansible_collections.oncall.runbooks.tests.unit.module_utils.sqlite_helpers 
     Client,
     damage_data,
     damage_index,
+    filesystem,
     flip_in_value,
     make,
     overwrite,
@@ -488,14 +489,10 @@ class TestQuarantine:
         assert restore(path, backup=str(kept))["action"] == "restored"
         assert customers(path) == 100
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a file system")
     @pytest.mark.parametrize("mode", ["wal", "delete"])
     @pytest.mark.parametrize("method", ["online", "offline"])
     def test_on_another_filesystem(self, tmp_path, mode, method):
-        where = tmp_path / "other"
-        where.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", where], check=True)
-        try:
+        with filesystem(tmp_path / "other", "8m") as where:
             path = make(tmp_path / "a.db", mode=mode)
             sqlite_backups.take(str(path), str(tmp_path / "a.bak"))
             run(path, "DELETE FROM customers")
@@ -503,8 +500,6 @@ class TestQuarantine:
             assert (told["method"], customers(path)) == (method, 200)
             assert undo(told)["action"] == "restored"
             assert customers(path) == 0
-        finally:
-            subprocess.run(["umount", "-l", where], check=True)
 
     def test_link_is_followed(self, path, saved, tmp_path):
         run(path, "DELETE FROM customers")
@@ -523,25 +518,19 @@ class TestQuarantine:
         assert (told["action"], told["lost"]["customers"]["back"], state_of(path.parent)) == ("restored", 200, before)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a file system")
 def test_full_disk(tmp_path):
-    where = tmp_path / "small"
-    where.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", where], check=True)
-    try:
+    with filesystem(tmp_path / "small", "400k") as where:
         path = make(where / "a.db", mode="delete")
         backup = tmp_path / "a.bak"
         sqlite_backups.take(str(path), str(backup))
         run(path, "DELETE FROM customers")
         before = {name: what[0] for name, what in state_of(where).items()}
+        (where / "filler").write_bytes(bytes(280 << 10))
         with pytest.raises(Refused, match="make room first"):
-            (where / "filler").write_bytes(bytes(280 << 10))
             restore(path, backup=str(backup))
         os.unlink(where / "filler")
         assert {name: what[0] for name, what in state_of(where).items()} == before
         assert restore(path, backup=str(backup))["action"] == "restored"
-    finally:
-        subprocess.run(["umount", "-l", where], check=True)
 
 
 RESTORE = """
