@@ -196,19 +196,6 @@ def utc(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def describe(path: str, database: str, taken_at: float, digest: str, **more: t.Any) -> Manifest:
-    """What a manifest says of a file."""
-    return {
-        "schema": SCHEMA,
-        "database": database,
-        "taken_at": utc(taken_at),
-        "sha256": digest,
-        "size_bytes": os.stat(path).st_size,
-        "sqlite_version": sqlite3.sqlite_version,
-        **more,
-    }
-
-
 # Taking one.
 
 
@@ -293,7 +280,7 @@ def take(
     if os.path.isdir(os.path.dirname(dest)):
         require_space(os.path.dirname(dest), size, "the copy")
     if check:
-        unchanged = older is not None and older["database"] == path and _written(path) < seconds(older["taken_at"])
+        unchanged = older is not None and _written(path) < seconds(older["taken_at"])
         return {**result, "changed": not unchanged}
     try:
         with durable.work_folder(os.path.dirname(dest), os.path.basename(dest)) as work:
@@ -337,11 +324,7 @@ def _take(
         checked = sqlite_files.Checked([f"the copy has {rows} rows, the database {rows_there}"], ["data"])
     digest = durable.sha256(copied)
     verified_at = time.monotonic()
-    notes = []
-    if checked.damage == ["foreign_keys"] or (checked.state == "unknown" and not checked.damage):
-        # It is what the application has written, or only the application can check it: without it there were no backup.
-        notes = checked.errors
-    elif checked.state != "ok":
+    if not checked.usable:
         raise _no_backup(path, dest, copied, checked.state, checked.errors, now)
     source = os.stat(path)
     about = {
@@ -349,7 +332,7 @@ def _take(
         "compression": "zstd" if compress else None,
         "state": "ok",
         "rows": rows or {},
-        "notes": notes,
+        "notes": checked.errors,
         "page_count": seen["page_count"],
         "page_size": seen["page_size"],
         "journal_mode": seen["journal_mode"],
@@ -360,12 +343,20 @@ def _take(
         stored = os.path.join(work, "copy.zst")
         stored_digest = _compress(copied, stored, digest)
         durable.sync_file(stored)
-    manifest = describe(stored, path, now, stored_digest, **about)
+    manifest = {
+        "schema": SCHEMA,
+        "database": path,
+        "taken_at": utc(now),
+        "sha256": stored_digest,
+        "size_bytes": os.stat(stored).st_size,
+        "sqlite_version": sqlite3.sqlite_version,
+        **about,
+    }
     result.update(
         sha256=stored_digest,
         verified=checked.state != "unknown",
         rows=rows or {},
-        notes=notes,
+        notes=checked.errors,
         copy_seconds=round(complete - began + synced - syncing, 3),
         verify_seconds=round(syncing - complete + verified_at - synced, 3),
         size_bytes=manifest["size_bytes"],

@@ -153,7 +153,8 @@ def without_header(page: bytes, size: int) -> tuple[str, str]:
         return "corrupt", "its first bytes are overwritten; what follows them is a SQLite database"
     if (plausible or _is_random(page)) and size % 512 == 0 and not page.startswith(_COMPRESSED):
         return "encrypted", "it has no SQLite header, and its bytes are random: encrypted (SQLCipher, SEE), or noise"
-    return "not_a_database", f"it begins with {page[:16]!r}, not with {MAGIC!r}"
+    # What it begins with is not shown: a wrong path may name a file with secrets.
+    return "not_a_database", f"it does not begin with {MAGIC!r}"
 
 
 def _is_random(page: bytes) -> bool:
@@ -475,6 +476,7 @@ def _read_once(path: str, function: t.Callable[[sqlite3.Connection], T], timeout
         file = stack.enter_context(open(path, "rb")).fileno()
         _header(file)
         if way is None:
+            held = True
             # As long as somebody reads, no client removes the log or changes the journal mode.
             try:
                 fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, _LOCK_LAST - _RESERVED, _RESERVED + 1)
@@ -482,8 +484,9 @@ def _read_once(path: str, function: t.Callable[[sqlite3.Connection], T], timeout
                 # Some filesystems have no locks, and then SQLite says what it can do.
                 if error.errno in (errno.EAGAIN, errno.EACCES):
                     raise _Blocked(_who([_writer(file)])) from None
+                held = False
             way = _way(path, file, time.monotonic() + timeout)
-            if way.fingerprint or not _header(file).wal:
+            if held and (way.fingerprint or not _header(file).wal):
                 # A copy, or a file that only has to be found unchanged afterwards: nobody has to wait for us. And with
                 # a rollback journal a writer would wait for this lock, and SQLite for the writer.
                 fcntl.lockf(file, fcntl.LOCK_UN)
@@ -544,6 +547,11 @@ class Checked:
         if not self.damage:
             return "ok" if self.finished else "unknown"
         return "corrupt_index" if self.damage == ["index"] else "corrupt"
+
+    @property
+    def usable(self) -> bool:
+        """Whether a copy is worth keeping: sound, or as the application has written it and only it can check."""
+        return self.state in ("ok", "unknown") or self.damage == ["foreign_keys"]
 
 
 def check(connection: sqlite3.Connection, depth: str, budget: float | None = None) -> Checked:

@@ -68,13 +68,16 @@ class Staged:
     notes: list[str]
 
 
-def restore(options: Options, check: bool) -> Told:
-    """Restore, or tell what would be done; see the return values of the module sqlite_restore."""
+def restore(options: Options, check: bool, seen: sqlite_files.Seen | None = None) -> Told:
+    """Restore, or tell what would be done; see the return values of the module sqlite_restore.
+
+    `seen` is a full look at the database, where there has just been one.
+    """
     path = os.path.realpath(options.path)
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise Refused(f"{folder} does not exist; correct path, or create the folder.")
-    seen = sqlite_files.look(path, "full", timeout=options.timeout)
+    seen = seen or sqlite_files.look(path, "full", timeout=options.timeout)
     told: Told = {
         "action": "none",
         "state": seen["state"],
@@ -123,12 +126,12 @@ def restore(options: Options, check: bool) -> Told:
 def _restore(options: Options, path: str, seen: sqlite_files.Seen, staged: Staged, told: Told, check: bool) -> Told:
     if staged.path is not None:
         try:
-            told["counters"] = _raise_counters(options, path, seen, staged.path)
+            told["counters"] = _raise_counters(options, path, seen, staged.path, as_client=not check)
         except sqlite3.DatabaseError as error:
             if staged.state == "ok":
                 raise
             told["notes"].append(f"the counters in it cannot be raised: {error}")
-        difference = compare(path, seen, staged, options.timeout)
+        difference = compare(path, seen, staged, options.timeout, as_client=not check)
         told["lost"] = difference.lost
         told["notes"] += difference.notes
         if difference.equal:
@@ -285,10 +288,9 @@ def _verified(
         checked, rows = sqlite_backups.verify(staged)
     except sqlite3.DatabaseError as error:
         raise Refused(f"{source} is damaged: {error}.") from None
-    if checked.damage == ["foreign_keys"] or (checked.state == "unknown" and not checked.damage):
-        notes += checked.errors
-    elif checked.state != "ok":
+    if not checked.usable:
         raise Refused(f"{source} is damaged: {checked.errors[0]}.")
+    notes += checked.errors
     if manifest and "rows" in manifest and rows != manifest["rows"]:
         raise Refused(f"{source} has {rows} rows, and its manifest says {manifest['rows']}.")
     missing = sorted(set(options.expect_tables) - set(rows or ()))
@@ -314,12 +316,8 @@ def problem_of(source: str, manifest: Manifest | None) -> str:
         return ""
     if not os.path.getsize(source):
         return f"{source} is empty, which PRAGMA integrity_check calls ok."
-    checked, _rows = sqlite_backups.verify(source)
-    return (
-        f"{source} is damaged: {checked.errors[0]}."
-        if checked.state == "corrupt" and checked.damage == ["data"]
-        else ""
-    )
+    checked, _counted = sqlite_backups.verify(source)
+    return "" if checked.usable else f"{source} is damaged: {checked.errors[0]}."
 
 
 # What would be lost.
@@ -332,7 +330,9 @@ class Difference:
     notes: list[str]
 
 
-def compare(path: str, seen: sqlite_files.Seen, staged: Staged, timeout: float) -> Difference:
+def compare(
+    path: str, seen: sqlite_files.Seen, staged: Staged, timeout: float, *, as_client: bool = True
+) -> Difference:
     """What the database has and the copy has not, table by table, value by value."""
     copy = t.cast(str, staged.path)
     # Rows without what they refer to are as the application has written them.
@@ -364,7 +364,7 @@ def compare(path: str, seen: sqlite_files.Seen, staged: Staged, timeout: float) 
         return Difference(sound and not lost and same, lost, notes)
 
     try:
-        return sqlite_files.read(path, look, timeout, as_client=True)
+        return sqlite_files.read(path, look, timeout, as_client=as_client)
     except sqlite3.DatabaseError as error:
         return Difference(False, {}, [f"{path} cannot be read, so what would be lost cannot be told: {error}"])
     except Locked as error:
@@ -538,7 +538,9 @@ def in_words(told: Told) -> str:
 _Rows = dict[tuple[t.Any, ...], dict[str, t.Any]]
 
 
-def _raise_counters(options: Options, path: str, seen: sqlite_files.Seen, staged: str, ahead: int = 0) -> list[Told]:
+def _raise_counters(
+    options: Options, path: str, seen: sqlite_files.Seen, staged: str, ahead: int = 0, *, as_client: bool = True
+) -> list[Told]:
     """Raise counters in the copy past what has been given out since: numbers from them are never given out twice."""
     raised = []
     for counter in options.raise_counters:
@@ -552,7 +554,7 @@ def _raise_counters(options: Options, path: str, seen: sqlite_files.Seen, staged
             why = f"it is {seen['state']}"
             try:
                 if seen["tables"] is not None:
-                    now = sqlite_files.read(path, _looker(table, column), options.timeout, as_client=True)
+                    now = sqlite_files.read(path, _looker(table, column), options.timeout, as_client=as_client)
                     why = ""
             except (sqlite3.DatabaseError, Locked) as error:
                 why = str(error)

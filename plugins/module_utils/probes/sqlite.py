@@ -188,7 +188,8 @@ def _restore(context: Context, source: t.Mapping[str, t.Any], path: str) -> dict
         timeout=context.timeout,
     )
     try:
-        told = sqlite_restoring.restore(options, check=True)
+        seen = context.once(("sqlite", path, "full"), lambda: _checked(context, path, "full"))
+        told = sqlite_restoring.restore(options, check=True, seen=seen)
     except sqlite_backups.Refused as error:
         raise NoAnswer(str(error), "no data") from None
     return {"value": sqlite_restoring.in_words(told), "evidence": told}

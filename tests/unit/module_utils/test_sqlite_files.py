@@ -124,6 +124,11 @@ class TestStates:
         assert seen["state"] == state
         assert seen["errors"]
 
+    def test_content_of_a_wrong_file_is_not_shown(self, tmp_path):
+        path = tmp_path / "vritti.env"
+        path.write_text("KEY=hush-hush-hush\n")
+        assert "hush" not in repr(look(path))
+
     def test_lost_header_is_damage(self, tmp_path):
         path = make(tmp_path / "a.db")
         overwrite(path, 0, b"\0" * 16)

@@ -510,6 +510,20 @@ class TestQuarantine:
         assert link.is_symlink()
         assert customers(path) == 200
 
+    def test_who_only_asks_is_never_a_client(self, path, saved, monkeypatch):
+        """A client's connection creates the log and takes it into the file when it is closed."""
+        run(path, "DELETE FROM customers")
+        asked = []
+        read = sqlite_files.read
+
+        def watched(*arguments, as_client=False):
+            asked.append(as_client)
+            return read(*arguments, as_client=as_client)
+
+        monkeypatch.setattr(sqlite_files, "read", watched)
+        restore(path, saved, check=True, raise_counters=COUNTER)
+        assert (len(asked) >= 3, set(asked)) == (True, {False})
+
     def test_check_mode_leaves_a_killed_clients_log(self, path, saved):
         with Client(path, "PRAGMA wal_autocheckpoint=0", "DELETE FROM customers") as client:
             client.kill()
