@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -394,6 +395,18 @@ def test_runs_at_the_same_time(tmp_path):
     found = subprocess.run(["sha256sum", dest], capture_output=True, text=True, check=True).stdout.split()[0]
     assert sqlite_backups.load_manifest(dest)["sha256"] == found
     assert [name for name in names(tmp_path) if not name.startswith("a.db")] == ["a.bak", f"a.bak{MANIFEST}"]
+
+
+def test_another_run_is_waited_for(tmp_path):
+    path = make(tmp_path / "a.db")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with pytest.raises(Refused, match="is locked by another backup"):
+            backup(path, tmp_path / "a.bak", timeout=0.2)
+    finally:
+        os.close(folder)
+    assert names(tmp_path) == ["a.db"]
 
 
 def test_readers_of_a_backup_are_not_in_the_way(tmp_path):

@@ -291,11 +291,15 @@ class TestClients:
         ) as shell:
             shell.stdin.write(script[: len(script) // 2])
             shell.stdin.flush()
-            time.sleep(0.1)
+            until = time.monotonic() + 10
+            while not query(path, "SELECT 1 FROM sqlite_master WHERE name = 'shell'") and time.monotonic() < until:
+                time.sleep(0.01)
             told = restore(path, saved)
             shell.stdin.close()
         assert query(path, "PRAGMA integrity_check") == [("ok",)]
-        assert told["quarantine"]
+        assert sqlite_files.look(os.path.join(told["quarantine"], path.name), "full")["state"] == "ok"
+        assert query(os.path.join(told["quarantine"], path.name), "SELECT name FROM sqlite_master WHERE name = 'shell'")
+        assert query(path, "SELECT name FROM sqlite_master WHERE name = 'shell'") == []
 
     def test_long_reader(self, path, saved):
         with Client(path, "BEGIN", "SELECT count(*) FROM customers") as reader:
