@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,10 +20,10 @@ from urllib.parse import quote
 from lab import faults as catalogue
 from lab import pidfile
 from lab.faults import PROCESSES
-from lab.layout import DEFAULT_BASE_PORT, HOST, Layout, Options, Ports, free_base_port
+from lab.layout import DEFAULT_BASE_PORT, HOST, Layout, Options, Ports, claim, claim_free_ports
 from lab.vritti.settings import LINES
 
-_UP_SECONDS = 45.0
+_UP_SECONDS = 100.0
 _DOWN_SECONDS = 15.0
 _PORT_NAMES = {
     "vritti": "Vritti",
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     install.add_argument("--vritti", choices=LINES, default=LINES[0], help="which Vritti (default: %(default)s)")
     supervise = commands.add_parser("supervise", parents=[common])
     supervise.add_argument("--options", required=True)
+    supervise.add_argument("--control", required=True)
     return parser
 
 
@@ -125,29 +127,37 @@ def _up(layout: Layout, arguments: argparse.Namespace) -> int:
         raise LabError("--traffic is a number of requests per second, 0 for none.", 2)
     if not 0 <= arguments.base_port <= _HIGHEST_BASE_PORT:
         raise LabError(f"--base-port is a number from 1 to {_HIGHEST_BASE_PORT}, or 0 for any free one.", 2)
+    _end_others(layout)
+    base_port, control = _claim_ports(arguments.base_port)
     options = Options(
-        base_port=arguments.base_port or free_base_port(),
+        base_port=base_port,
         vritti=arguments.vritti,
         kyrodb_api_key=arguments.kyrodb_api_key,
         kyrodb_tls=arguments.kyrodb_tls,
         traffic=arguments.traffic,
         llm=not arguments.no_llm,
     )
-    _end_others(layout)
-    taken = Ports.above(options.base_port).first_taken()
-    if taken is not None:
-        name, port = taken
-        raise LabError(f"Port {port} for {_PORT_NAMES[name]} is taken; choose another --base-port (0: any free).")
     layout.root.mkdir(parents=True, exist_ok=True)
     # Of a lab that was killed: its supervisor's lock is gone, and with it all but what somebody else had started.
     layout.state.unlink(missing_ok=True)
-    supervisor = _spawn_supervisor(layout, options)
+    with control:
+        supervisor = _spawn_supervisor(layout, options, control)
     status = _await_supervisor(layout, options, supervisor)
     if status["state"] == "failed":
         _down(layout)
         raise LabError(status["message"])
     _print_addresses(status)
     return _up_status(status, options)
+
+
+def _claim_ports(base: int) -> tuple[int, socket.socket]:
+    if base == 0:
+        return claim_free_ports()
+    control = claim(base)
+    if control is None:
+        name, port = Ports.above(base).first_taken() or ("control", Ports.above(base).control)
+        raise LabError(f"Port {port} for {_PORT_NAMES[name]} is taken; choose another --base-port (0: any free).")
+    return base, control
 
 
 def _up_status(status: dict[str, Any], options: Options) -> int:
@@ -159,7 +169,7 @@ def _up_status(status: dict[str, Any], options: Options) -> int:
     return 0 if status["state"] == "ready" or (asked_for and others_run) else 1
 
 
-def _spawn_supervisor(layout: Layout, options: Options) -> subprocess.Popen[bytes]:
+def _spawn_supervisor(layout: Layout, options: Options, control: socket.socket) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")))
@@ -167,6 +177,7 @@ def _spawn_supervisor(layout: Layout, options: Options) -> subprocess.Popen[byte
     # The options may hold a key: they go through a pipe, not onto a command line that everybody can read.
     read_end, write_end = os.pipe()
     argv = [sys.executable, "-m", "lab", "supervise", "--data-dir", str(layout.root), "--options", f"fd:{read_end}"]
+    argv += ["--control", f"fd:{control.fileno()}"]
     with layout.supervisor_log.open("wb") as log:
         supervisor = subprocess.Popen(
             argv,
@@ -175,7 +186,7 @@ def _spawn_supervisor(layout: Layout, options: Options) -> subprocess.Popen[byte
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=[read_end],
+            pass_fds=[read_end, control.fileno()],
         )
     os.close(read_end)
     with os.fdopen(write_end, "w") as pipe:
@@ -268,12 +279,14 @@ def _print_faults(faults: list[dict[str, Any]]) -> None:
         print(f"{fault['service']:<8} {fault['name']:<18} {active:<7} {fault['what']}")
 
 
-def _supervise(layout: Layout, source: str) -> int:
+def _supervise(layout: Layout, source: str, control: str) -> int:
     from lab.supervisor import main as supervisor_main
 
     with os.fdopen(int(source.removeprefix("fd:"))) as pipe:
         options = Options(**json.load(pipe))
-    return supervisor_main(layout.root, options)
+    listening = socket.socket(fileno=int(control.removeprefix("fd:")))
+    listening.set_inheritable(False)  # the port is free as soon as the supervisor has ended, whatever it has started
+    return supervisor_main(layout.root, options, listening)
 
 
 def _install(arguments: argparse.Namespace) -> int:
@@ -335,7 +348,7 @@ def _run(arguments: argparse.Namespace) -> int:
             path = f"/processes/{quote(arguments.process, safe='')}/{arguments.command}"
             print(_call(layout, "POST", path)["message"])
         case "supervise":
-            return _supervise(layout, arguments.options)
+            return _supervise(layout, arguments.options, arguments.control)
     return 0
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def _route(supervisor: Supervisor, method: str, path: list[str], query: str) -> 
             return None
 
 
-def build_control_server(supervisor: Supervisor, host: str, port: int) -> LoopbackServer:
+def build_control_server(supervisor: Supervisor, listening: socket.socket) -> LoopbackServer:
     from lab.supervisor import ChangeFailedError, UnknownProcessError
 
     class Handler(BaseHTTPRequestHandler):
@@ -86,4 +87,7 @@ def build_control_server(supervisor: Supervisor, host: str, port: int) -> Loopba
         def log_message(self, format: str, *args: object) -> None:
             """Nobody reads this."""
 
-    return LoopbackServer((host, port), Handler)
+    server = LoopbackServer(listening.getsockname(), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listening
+    return server

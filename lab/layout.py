@@ -67,12 +67,32 @@ class Ports:
         return None
 
 
-def free_base_port() -> int:
-    """A base whose six ports are free now, below the range that the kernel hands out to outgoing connections."""
+def claim(base: int) -> socket.socket | None:
+    """The control port of the lab at this base, listening: who has it, has all six. None when one of them is taken."""
+    ports = Ports.above(base)
+    if ports.first_taken() is not None:
+        return None
+    control = socket.socket()
+    control.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        control.bind((HOST, ports.control))
+        control.listen()
+    except OSError:
+        control.close()
+        return None
+    return control
+
+
+def claim_free_ports() -> tuple[int, socket.socket]:
+    """Any base, below the range that the kernel hands out to outgoing connections.
+
+    Labs that start at the same moment get different ones, and no port of one is a port of another.
+    """
     for _attempt in range(200):
-        base = 10_000 + 100 * secrets.randbelow(200)
-        if Ports.above(base).first_taken() is None:
-            return base
+        base = 10_000 + 2 * HTTP_OFFSET * secrets.randbelow(11) + 100 * secrets.randbelow(10)
+        control = claim(base)
+        if control is not None:
+            return base, control
     raise RuntimeError("no free range of ports found")
 
 

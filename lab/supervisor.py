@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -30,7 +31,7 @@ from lab.processes import Child
 from lab.seed import seed_customers
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
-_READY_SECONDS = 20.0
+_READY_SECONDS = 60.0
 # Longer than the pause after which Vritti's channels try a returned instance again.
 _RECONNECT_SECONDS = 0.6
 _OUTAGE_PROBES = 5
@@ -71,8 +72,9 @@ class AlreadyRunningError(Exception):
 class Supervisor:
     """All changes run on one thread, one after the other."""
 
-    def __init__(self, layout: Layout, options: Options) -> None:
+    def __init__(self, layout: Layout, options: Options, control: socket.socket) -> None:
         self.layout = layout
+        self._control = control
         self.options = options
         self.ports = Ports.above(options.base_port)
         self.state = "starting"
@@ -96,7 +98,7 @@ class Supervisor:
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        control = build_control_server(self, HOST, self.ports.control)
+        control = build_control_server(self, self._control)
         threading.Thread(target=control.serve_forever, args=(0.05,), daemon=True).start()
         self._worker.submit(self._start_lab)
         while not stop.wait(_LOG_CHECK_SECONDS):
@@ -489,9 +491,9 @@ def _last_startup_failure(log: Path) -> str | None:
     return found[-1].decode(errors="replace").rstrip(".") if found else None
 
 
-def main(root: Path, options: Options) -> int:
+def main(root: Path, options: Options, control: socket.socket) -> int:
     try:
-        Supervisor(Layout(root), options).run()
+        Supervisor(Layout(root), options, control).run()
     except AlreadyRunningError:
         print("A lab already runs on this data directory.", flush=True)
         return 1

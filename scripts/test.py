@@ -114,7 +114,10 @@ class Summary:
         print("\n== What could not run here")
         print("\n".join(self.not_run) if self.not_run else "nothing: everything ran")
         print(f"\n== {len(self.results)} commands, {len(failed)} failed")
-        print("".join(f"FAILED  {result.part}: {result.title}\n" for result in failed), end="", flush=True)
+        for result in failed:
+            # Once more, for who sees only the end.
+            print(f"FAILED  {result.part}: {result.title}", *(f"    {line}" for line in result.closing), sep="\n")
+        sys.stdout.flush()
         return 1 if failed or not self.results else 0
 
 
@@ -336,7 +339,8 @@ class Runner:
         def closing(text: str) -> list[str]:
             for skip in re.findall(r"^SKIPPED .*", text, re.MULTILINE):
                 self.summary.cannot_run(f"{part} ({python}): {skip}")
-            return [line for line in text.splitlines() if line.strip()][-1:]
+            failures: list[str] = re.findall(r"^(?:FAILED|ERROR) .*", text, re.MULTILINE)
+            return failures[:20] + [line for line in text.splitlines() if line.strip()][-1:]
 
         command = [str(python.bin / "python"), "-m", "pytest", *where]
         self.run(part, f"pytest {title or ' '.join(where)} ({python})", command, python=python, closing=closing)

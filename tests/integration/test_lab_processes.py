@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 from lab import environment_file, pidfile
+from lab.layout import Ports, claim, claim_free_ports
 from tests.integration.lab_helpers import eventually, processes_of, run_lab, running_lab
 
 
@@ -182,3 +184,14 @@ def test_a_pid_file_names_nobody_elses_process(tmp_path: Path) -> None:
     assert pidfile.holder(path) is None
     pidfile.end(path, 1)
     assert not path.exists()
+
+
+def test_labs_that_start_at_once_share_no_port() -> None:
+    claimed = [claim_free_ports() for _ in range(20)]
+    try:
+        ports = [port for base, _ in claimed for port in asdict(Ports.above(base)).values()]
+        assert len(set(ports)) == 6 * len(claimed)
+        assert claim(claimed[0][0]) is None
+    finally:
+        for _, control in claimed:
+            control.close()
