@@ -21,7 +21,7 @@ import typing as t
 from dataclasses import dataclass
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import durable, masking
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Refused
 
 HIDDEN = "(a secret)"
 MANIFEST, COPY = "manifest.json", "original"

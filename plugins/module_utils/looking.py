@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import typing as t
 
+from ansible_collections.oncall.runbooks.plugins.module_utils import procfs
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 
 T = t.TypeVar("T")
@@ -63,3 +65,26 @@ class Context:
             return first, function(), between
 
         return self.once(("pair", key), both)
+
+
+def absolute(context: Context, path: str, port: int | None) -> str:
+    """A file; a relative path starts where the service that listens on the port was started."""
+    if os.path.isabs(path):
+        return path
+    if not port:
+        raise NoAnswer(f"{path} is relative, and nobody says to what; give an absolute path.", "no data")
+    try:
+        found = context.once(("process", port, None), lambda: procfs.listeners(port))
+        if found:
+            return os.path.join(os.readlink(f"/proc/{found[0]}/cwd"), path)
+    except OSError as error:
+        raise NoAnswer(
+            f"{path} is relative to a folder that {procfs.user(os.geteuid())} may not see ({error.strerror}); run with "
+            "-b, or give an absolute path.",
+            "permission",
+        ) from None
+    raise NoAnswer(
+        f"{path} is relative to where the service was started, and nothing listens on port {port}; give an absolute "
+        "path.",
+        "no data",
+    )

@@ -97,6 +97,33 @@ def open_files_of(inodes: t.Mapping[tuple[int, int], str], path: str) -> tuple[d
     return found, complete
 
 
+def writers_of(device: int, inode: int) -> tuple[list[int], bool]:
+    """The processes that have a file open for writing, and whether every process could be seen."""
+    found = []
+    complete = True
+    for pid in pids():
+        folder = f"/proc/{pid}/fd"
+        try:
+            links = os.listdir(folder)
+        except PermissionError:
+            complete = False
+            continue
+        except OSError:
+            continue
+        for link in links:
+            try:
+                status = os.stat(f"{folder}/{link}")
+                if (status.st_dev, status.st_ino) != (device, inode):
+                    continue
+                flags = re.search(r"^flags:\s+([0-7]+)$", read(f"/proc/{pid}/fdinfo/{link}"), re.MULTILINE)
+            except OSError:
+                continue
+            if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+                found.append(pid)
+                break
+    return found, complete
+
+
 def user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name

@@ -10,6 +10,7 @@ import typing as t
 if t.TYPE_CHECKING:
     # Never run: Ansible packs what is imported anywhere, and a target compiles only the probes that are used.
     from ansible_collections.oncall.runbooks.plugins.module_utils.probes import (
+        dlq,
         git,
         host,
         http,
@@ -24,6 +25,7 @@ if t.TYPE_CHECKING:
     )
 
 __all__ = [
+    "dlq",
     "git",
     "host",
     "http",

@@ -17,9 +17,9 @@ import re
 import shutil
 import time
 import typing as t
-from datetime import datetime, timezone
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import durable
+from ansible_collections.oncall.runbooks.plugins.module_utils import clock, durable
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Refused
 
 SCHEMA = "oncall.runbooks/remediation/1"
 KEPT_RECORDS = 50
@@ -37,17 +37,9 @@ TOUCHED = ("running", "done", "verified", "failed", "undoing")
 Record = dict[str, t.Any]
 
 
-class Refused(Exception):
-    """Nothing was changed; the message is one sentence and says what would help."""
-
-
-def utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _seconds(stamp: str) -> float:
     try:
-        return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc).timestamp()
+        return clock.seconds(stamp)
     except (TypeError, ValueError):
         return 0.0
 
@@ -154,8 +146,8 @@ class StateDir:
                 {
                     "owner": _person(owner),
                     "record": record_id,
-                    "since": utc(now),
-                    "expires_at": utc(now + seconds),
+                    "since": clock.utc(now),
+                    "expires_at": clock.utc(now + seconds),
                     "seconds": seconds,
                 },
             )
@@ -171,7 +163,7 @@ class StateDir:
                     + (f": {who.get('user')}@{who.get('controller')} has taken it over" if lock else "")
                     + ". It stops here."
                 )
-            until = utc(time.time() + float(lock.get("seconds") or 0))
+            until = clock.utc(time.time() + float(lock.get("seconds") or 0))
             self._write(self.lock_file, {**lock, "record": now_for or record_id, "expires_at": until})
 
     def release(self, record_id: str, owner: t.Mapping[str, t.Any] | None = None) -> None:
@@ -277,7 +269,7 @@ def begin(
             state.renew(record["id"], owner, now_for=unfinished["id"])
             known = {item["id"] for item in unfinished["steps"]}
             unfinished["steps"] += [item for item in record["steps"] if item["id"] not in known]
-            record = {**unfinished, "by": record["by"], "state": "running", "went_on_at": utc(now)}
+            record = {**unfinished, "by": record["by"], "state": "running", "went_on_at": clock.utc(now)}
         for item in earlier:
             if item["state"] in OPEN and item["id"] != record["id"] and "interrupted" not in override:
                 _refuse_to_bury(item)

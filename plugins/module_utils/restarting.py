@@ -21,15 +21,15 @@ import typing as t
 from dataclasses import dataclass, field
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import (
+    clock,
     environment_files,
     http_client,
     kyrodb,
     procfs,
     services,
 )
-from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer, Refused
 from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mask_text
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import Refused
 
 # How long a supervisor may take to bring a service back before it is taken for one that nobody watches.
 BROUGHT_BACK_SECONDS = 10.0
@@ -651,7 +651,7 @@ class _Restart:
                 return told(found)
         if not self.main or not self.main.lives():
             return None
-        started = services.utc(procfs.started(self.main.pid))
+        started = clock.utc(procfs.started(self.main.pid))
         text = f"PID {self.main.pid} ({procfs.name(self.main.pid)}), running since {started}"
         return {"pid": self.main.pid, "started_at": started, "text": text}
 
@@ -704,7 +704,7 @@ def _main(service: services.Service) -> Process | None:
 
 def told(service: services.Service) -> dict[str, t.Any]:
     """What there is of a service, as results have it."""
-    started_at = services.utc(service.started) if service.started else None
+    started_at = clock.utc(service.started) if service.started else None
     return {"pid": service.pid, "started_at": started_at, "text": service.text}
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import time
 import typing as t
 from dataclasses import dataclass, field
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import procfs
+from ansible_collections.oncall.runbooks.plugins.module_utils import clock, procfs
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 
 SUBJECT: dict[str, t.Any] = {
@@ -114,7 +113,7 @@ def _of_unit(subject: t.Mapping[str, t.Any], unit: str, properties: dict[str, st
     states = {"active": "running", "reloading": "running", "failed": "failed"}
     state = states.get(active, "stopped")
     started = procfs.started(pid) if pid else None
-    since = f", running since {utc(started)}" if started else f", {active} ({sub})"
+    since = f", running since {clock.utc(started)}" if started else f", {active} ({sub})"
     return Service(
         "systemd",
         state,
@@ -179,8 +178,8 @@ def _of_process(subject: t.Mapping[str, t.Any]) -> Service:
     started = procfs.started(pid)
     if state == "starting":
         why = (
-            f"{subject['name']} seems to be starting: PID {pid} runs its command since {utc(started)} and does not "
-            f"listen on port {port} yet; wait for it, or end it by hand."
+            f"{subject['name']} seems to be starting: PID {pid} runs its command since {clock.utc(started)} and does "
+            f"not listen on port {port} yet; wait for it, or end it by hand."
         )
     return Service(
         "process",
@@ -190,7 +189,7 @@ def _of_process(subject: t.Mapping[str, t.Any]) -> Service:
         ticks=procfs.start_ticks(pid),
         pids=[pid, *procfs.children(pid)],
         problem=why or None,
-        text=f"PID {pid} ({procfs.name(pid)}) {named}, running since {utc(started)}",
+        text=f"PID {pid} ({procfs.name(pid)}) {named}, running since {clock.utc(started)}",
         by_hand=[f"kill -TERM {pid}", *_start_by_hand(subject)],
     )
 
@@ -254,8 +253,3 @@ def pid_of_file(path: str) -> int | None:
             "a process that is gone had that number; remove the file."
         )
     return pid
-
-
-def utc(seconds: float | None) -> str:
-    """A time as it is shown; a question mark where it is not known."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds)) if seconds and seconds != float("inf") else "?"

@@ -22,7 +22,8 @@ import time
 import typing as t
 from datetime import date, datetime, timedelta, timezone
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import durable, sqlite_files
+from ansible_collections.oncall.runbooks.plugins.module_utils import clock, durable, sqlite_files
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Refused
 from ansible_collections.oncall.runbooks.plugins.module_utils.sqlite_files import Locked
 
 SCHEMA = "oncall.runbooks/sqlite_backup/1"
@@ -37,14 +38,6 @@ _RESTARTS = 3
 _NAMED_TIME = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})(?:[T_-]?(\d{2}):?(\d{2}):?(\d{2}))?")
 
 Manifest = dict[str, t.Any]
-
-
-class Refused(Exception):
-    """It is not done; the message is one sentence that says why and the way out."""
-
-    def __init__(self, message: str, **details: t.Any) -> None:
-        super().__init__(message)
-        self.details = details
 
 
 def require_space(folder: str, needed: int, what: str) -> None:
@@ -178,7 +171,7 @@ def _valid(found: t.Any) -> Manifest | None:
     if not good:
         return None
     try:
-        seconds(found["taken_at"])
+        clock.seconds(found["taken_at"])
     except ValueError:
         return None
     if found.get("kind") == "quarantine":
@@ -190,10 +183,6 @@ def _valid(found: t.Any) -> Manifest | None:
 def write_manifest(backup: str, manifest: Manifest, work: str | None = None) -> None:
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
     durable.write(backup + MANIFEST, text.encode("ascii"), 0o600, work)
-
-
-def utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # Taking one.
@@ -280,7 +269,7 @@ def take(
     if os.path.isdir(os.path.dirname(dest)):
         require_space(os.path.dirname(dest), size, "the copy")
     if check:
-        unchanged = older is not None and _written(path) < seconds(older["taken_at"])
+        unchanged = older is not None and _written(path) < clock.seconds(older["taken_at"])
         return {**result, "changed": not unchanged}
     try:
         with durable.work_folder(os.path.dirname(dest), os.path.basename(dest)) as work:
@@ -346,7 +335,7 @@ def _take(
     manifest = {
         "schema": SCHEMA,
         "database": path,
-        "taken_at": utc(now),
+        "taken_at": clock.utc(now),
         "sha256": stored_digest,
         "size_bytes": os.stat(stored).st_size,
         "sqlite_version": sqlite3.sqlite_version,
@@ -435,10 +424,6 @@ def _written(path: str) -> float:
     return max(times)
 
 
-def seconds(stamp: str) -> float:
-    return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc).timestamp()
-
-
 # Compression.
 
 
@@ -521,7 +506,7 @@ def candidates(folder: str, path: str, pattern: str) -> list[tuple[float, str, M
         manifest = load_manifest(entry.path)
         if manifest:
             if manifest["database"] == path and manifest.get("kind") != "quarantine":
-                found.append((seconds(manifest["taken_at"]), entry.path, manifest))
+                found.append((clock.seconds(manifest["taken_at"]), entry.path, manifest))
         elif wanted.fullmatch(entry.name) and not read_manifest(entry.path):
             found.append((_named_time(entry.name, entry.stat().st_mtime), entry.path, None))
     return sorted(found, key=lambda it: (it[0], it[1]), reverse=True)

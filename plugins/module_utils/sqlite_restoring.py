@@ -26,9 +26,9 @@ import time
 import typing as t
 from datetime import datetime, timezone
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import durable, sqlite_backups, sqlite_files
-from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
-from ansible_collections.oncall.runbooks.plugins.module_utils.sqlite_backups import Manifest, Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils import clock, durable, sqlite_backups, sqlite_files
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer, Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils.sqlite_backups import Manifest
 from ansible_collections.oncall.runbooks.plugins.module_utils.sqlite_files import Locked, identifier
 
 LATEST = "latest_verified"
@@ -115,7 +115,7 @@ def restore(options: Options, check: bool, seen: sqlite_files.Seen | None = None
     try:
         with durable.work_folder(parent, os.path.basename(path)) as work:
             staged = _stage(options, path, work, in_place=check and not options.raise_counters)
-            told.update(backup=staged.source, backup_taken_at=sqlite_backups.utc(staged.taken_at))
+            told.update(backup=staged.source, backup_taken_at=clock.utc(staged.taken_at))
             told["notes"] += staged.notes
             return _restore(options, path, seen, staged, told, check)
     except (OSError, sqlite3.Error, Locked) as error:
@@ -229,9 +229,7 @@ def _stage(options: Options, path: str, work: str, *, in_place: bool) -> Staged:
         manifest = sqlite_backups.load_manifest(source)
     nothing = sqlite_backups.read_manifest(source) if not os.path.exists(source) else None
     if nothing and nothing.get("state") == "missing":
-        return Staged(
-            os.path.dirname(source), None, nothing, sqlite_backups.seconds(nothing["taken_at"]), "missing", []
-        )
+        return Staged(os.path.dirname(source), None, nothing, clock.seconds(nothing["taken_at"]), "missing", [])
     try:
         about = os.stat(source)
     except OSError as error:
@@ -240,7 +238,7 @@ def _stage(options: Options, path: str, work: str, *, in_place: bool) -> Staged:
         raise Refused(f"{source} is no regular file; name a backup.")
     if os.path.exists(path) and os.path.samefile(source, path):
         raise Refused(f"backup is {options.backup}, which is the database itself; name a backup.")
-    taken_at = sqlite_backups.seconds(manifest["taken_at"]) if manifest else about.st_mtime
+    taken_at = clock.seconds(manifest["taken_at"]) if manifest else about.st_mtime
     return _verified(source, taken_at, manifest, options, work, in_place)
 
 
@@ -783,7 +781,7 @@ def _note(quarantine: str, path: str, seen: sqlite_files.Seen) -> None:
         "kind": "quarantine",
         "database": path,
         "state": state,
-        "taken_at": sqlite_backups.utc(time.time()),
+        "taken_at": clock.utc(time.time()),
         "sha256": None,
     }
     sqlite_backups.write_manifest(kept, manifest)

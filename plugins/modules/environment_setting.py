@@ -111,7 +111,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import environment_files
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Refused
 
 
 def _changes(options: t.Mapping[str, t.Any]) -> dict[str, str | None]:

@@ -123,7 +123,8 @@ import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import evidence, remediation
+from ansible_collections.oncall.runbooks.plugins.module_utils import clock, evidence, remediation
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Refused
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 from ansible_collections.oncall.runbooks.plugins.module_utils.run_probes import one_look
 
@@ -146,12 +147,12 @@ def _step(record: remediation.Record, name: str) -> dict[str, t.Any]:
     for step in record["steps"]:
         if step["id"] == name:
             return t.cast("dict[str, t.Any]", step)
-    raise remediation.Refused(f"The record {record['id']} has no step {name!r}.")
+    raise Refused(f"The record {record['id']} has no step {name!r}.")
 
 
 def _carry_out(options: dict[str, t.Any], state: remediation.StateDir, context: Context) -> dict[str, t.Any]:
     phase, seen, went_on = options["phase"], {}, False
-    now = remediation.utc(time.time())
+    now = clock.utc(time.time())
     if phase == "begin":
         record, went_on = remediation.begin(
             state, options["record"], options["owner"], options["seconds"], options["override"]
@@ -163,7 +164,7 @@ def _carry_out(options: dict[str, t.Any], state: remediation.StateDir, context: 
                 state.write({**record, "state": "refused", "ended_at": now})
             with contextlib.suppress(OSError):
                 state.release(record["id"], options["owner"])
-            raise remediation.Refused(
+            raise Refused(
                 f"Evidence cannot be saved below {state.path} ({error.strerror}); nothing was changed."
             ) from None
     elif phase == "rollback":
@@ -173,21 +174,25 @@ def _carry_out(options: dict[str, t.Any], state: remediation.StateDir, context: 
     else:
         read = state.read(options["id"])
         if read is None:
-            raise remediation.Refused(f"The record {options['id']} is not in {state.records} any more.")
+            raise Refused(f"The record {options['id']} is not in {state.records} any more.")
         record = read
         if phase == "step":
             step = _step(record, options["step"])
-            seen = {name: _told(one_look(context, source, {"id": name})) for name, source in options["looks"].items()}
+            # What is compared is looked at as it was before: the variables that say where may be others by now.
+            looks = (step.get("looks") if options["into"] == "restored" else None) or options["looks"]
+            seen = {name: _told(one_look(context, source, {"id": name})) for name, source in looks.items()}
             was = step.get("before") or {}
             differ = [name for name in was if seen.get(name) != was[name]] if options["into"] == "restored" else []
             if differ:
-                raise remediation.Refused(
+                raise Refused(
                     f"{step.get('title')} was undone, and {differ[0]} is not what it was: it is "
                     f"{seen.get(differ[0])!r}, and was {was[differ[0]]!r}."
                 )
             # An interrupted step that is begun again was before as it was at first.
             if options["into"] and (options["into"] != "before" or not step.get("before")):
                 step[options["into"]] = seen
+                if options["into"] == "before":
+                    step["looks"] = looks
             step.update(options["values"])
             step["ended_at" if options["values"].get("state") not in ("running", "undoing") else "started_at"] = now
             state.renew(record["id"], options["owner"] or {})
@@ -249,7 +254,7 @@ def main() -> None:
     try:
         with remediation.at_work(guard):
             result = _carry_out(options, remediation.StateDir(options["state_dir"]), context)
-    except remediation.Refused as error:
+    except Refused as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(

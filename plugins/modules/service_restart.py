@@ -238,7 +238,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import kyrodb, remediation, restarting, services
-from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer, Refused
 from ansible_collections.oncall.runbooks.plugins.module_utils.http_client import check_url
 
 
@@ -293,7 +293,7 @@ def main() -> None:
             result = restarting.restart(module.params, run_command, module.check_mode)
     except ValueError as error:
         module.fail_json(msg=f"{error}.")
-    except remediation.Refused as error:
+    except Refused as error:
         module.fail_json(msg=str(error))
     except NoAnswer as error:
         module.fail_json(msg=f"{error} Nothing was changed.")

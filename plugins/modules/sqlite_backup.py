@@ -159,7 +159,7 @@ import sqlite3
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import sqlite_backups, sqlite_files
-from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer, Refused
 
 
 def main() -> None:
@@ -177,7 +177,7 @@ def main() -> None:
     options = module.params
     try:
         told = sqlite_backups.take(check=module.check_mode, **options)
-    except sqlite_backups.Refused as error:
+    except Refused as error:
         module.fail_json(msg=str(error), **error.details)
     except NoAnswer as error:
         module.fail_json(msg=str(error))

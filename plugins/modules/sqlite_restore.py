@@ -225,7 +225,7 @@ import sqlite3
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import sqlite_backups, sqlite_files, sqlite_restoring
-from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer, Refused
 
 
 def main() -> None:
@@ -254,7 +254,7 @@ def main() -> None:
     )
     try:
         told = sqlite_restoring.restore(sqlite_restoring.Options(**module.params), module.check_mode)
-    except sqlite_backups.Refused as error:
+    except Refused as error:
         module.fail_json(msg=str(error), **error.details)
     except NoAnswer as error:
         module.fail_json(msg=str(error))

@@ -195,7 +195,7 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import kyrodb, smoke_test
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Refused
 
 
 def _settings(options: t.Mapping[str, t.Any]) -> smoke_test.Settings:

@@ -9,7 +9,7 @@ import shutil
 import time
 import typing as t
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import procfs, services
+from ansible_collections.oncall.runbooks.plugins.module_utils import clock, procfs
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mask_text
@@ -72,9 +72,9 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         "value": recent,
         "evidence": {
             "checkout": path,
-            "since": services.utc(since),
+            "since": clock.utc(since),
             "commits": [
-                {"commit": commit, "date": services.utc(float(date)), "subject": mask_text(subject)[:SUBJECT]}
+                {"commit": commit, "date": clock.utc(float(date)), "subject": mask_text(subject)[:SUBJECT]}
                 for commit, date, subject in commits[:SHOWN]
             ],
         },

@@ -12,7 +12,7 @@ import time
 import typing as t
 from dataclasses import dataclass, field
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import judge, procfs, services
+from ansible_collections.oncall.runbooks.plugins.module_utils import clock, judge, procfs
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 
@@ -349,7 +349,7 @@ def _oom_kills(context: Context, source: t.Mapping[str, t.Any]) -> dict[str, t.A
         for key, victims in (("victims", wanted), ("other_victims", others)):
             if victims or key == "victims":
                 evidence[key] = [
-                    {"pid": pid, "name": name, "at": services.utc(at)} for at, pid, name in reversed(victims[-TOP:])
+                    {"pid": pid, "name": name, "at": clock.utc(at)} for at, pid, name in reversed(victims[-TOP:])
                 ]
         if others:
             names = ", ".join(dict.fromkeys(name for _at, _pid, name in others[-TOP:]))

@@ -9,9 +9,8 @@ import os
 import re
 import time
 import typing as t
-from datetime import datetime, timezone
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import procfs
+from ansible_collections.oncall.runbooks.plugins.module_utils import clock, procfs
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 
@@ -126,7 +125,7 @@ def _measure(context: Context, source: t.Mapping[str, t.Any], kind: str, found: 
         "pid": main,
         "processes": len(found),
         "program": procfs.name(main),
-        "started_at": _utc(began),
+        "started_at": clock.utc(began),
     }
     note = None
     samples: float | None = None
@@ -267,7 +266,7 @@ def _deployment(source: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     times = {}
     for path in source["files"]:
         try:
-            times[path] = _utc(os.stat(path).st_mtime)
+            times[path] = clock.utc(os.stat(path).st_mtime)
         except OSError as error:
             times[path] = (error.strerror or "cannot be read").lower()
     if times:
@@ -298,7 +297,3 @@ def _commit(checkout: str) -> str | None:
         return packed[1] if packed else None
     except OSError:
         return None
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

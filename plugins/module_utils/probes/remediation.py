@@ -8,7 +8,7 @@ import os
 import typing as t
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import procfs, remediation
-from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer, Refused
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 
 LATEST = 5
@@ -42,7 +42,7 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         raise NoAnswer(
             f"{source['path']} may not be read by {procfs.user(os.geteuid())}; run with -b.", "permission"
         ) from None
-    except remediation.Refused as error:
+    except Refused as error:
         raise NoAnswer(str(error)) from None
     own = [remediation.summary(record) for record in records if record.get("runbook") == source["runbook"]]
     if source["value"] == "records":

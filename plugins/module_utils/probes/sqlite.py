@@ -10,17 +10,18 @@ import time
 import typing as t
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import (
-    procfs,
+    clock,
     sqlite_backups,
     sqlite_files,
     sqlite_restoring,
 )
-from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
-from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer, Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context, absolute
 
 VALUES = ("state", "broken_references", "missing_tables", "rows", "query", "backup_age", "restore")
 _OF_FILE = ("size_bytes", "modified_at", "journal_mode", "wal_bytes", "hot_journal", "page_count", "freelist_count")
 _SHOWN = 5
+_ROWS = 10
 
 SPEC: dict[str, t.Any] = {
     "path": {"type": "str", "required": True},
@@ -30,6 +31,8 @@ SPEC: dict[str, t.Any] = {
     "expect_tables": {"type": "list", "elements": "str", "default": []},
     "table": {"type": "str"},
     "query": {"type": "str"},
+    "rows_query": {"type": "str"},
+    "params": {"type": "list", "elements": "raw", "default": []},
     "backup": {"type": "str", "default": sqlite_restoring.LATEST},
     "backup_dir": {"type": "str"},
     "pattern": {"type": "str", "default": sqlite_backups.PATTERN},
@@ -42,6 +45,9 @@ def validate(source: t.Mapping[str, t.Any]) -> None:
     for value, key in (("rows", "table"), ("query", "query"), ("missing_tables", "expect_tables")):
         if source["value"] == value and not source[key]:
             raise ValueError(f"value is {value}, which takes {key}")
+    for key in ("rows_query", "params"):
+        if source[key] and source["value"] != "query":
+            raise ValueError(f"{key} goes with the value query, and value is {source['value']}")
 
 
 def describe(source: t.Mapping[str, t.Any]) -> str:
@@ -50,7 +56,9 @@ def describe(source: t.Mapping[str, t.Any]) -> str:
         return f"backups of {os.path.basename(source['path'])} in {source['backup_dir'] or 'no folder'}"
     if source["value"] == "restore":
         return f"restore of {source['backup']} over {source['path']}"
-    what = {"rows": f" {source['table']}", "query": f" {source['query']}"}.get(source["value"], "")
+    what = {"rows": f" {source['table']}", "query": f" {source['query']}{_for(source['params'])}"}.get(
+        source["value"], ""
+    )
     return f"sqlite {source['path']}{what}"
 
 
@@ -58,7 +66,7 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
     """One value; what several checks want of one file is looked at once."""
     if source["value"] == "backup_age":
         return _backup_age(context, source)
-    path = _absolute(context, source)
+    path = absolute(context, source["path"], source["port"])
     value = source["value"]
     if value == "restore":
         return _restore(context, source, path)
@@ -71,37 +79,33 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         _require_readable(seen)
         missing = sorted(set(source["expect_tables"]) - set(seen["tables"]))
         return {"value": len(missing), "evidence": {"path": path, "missing": missing, "tables": seen["tables"]}}
-    query = source["query"]
+    text = source["query"]
     if value == "rows":
-        query = f"SELECT count(*) FROM {sqlite_files.identifier(source['table'])}"  # noqa: S608 - quoted
-    seen = sqlite_files.look(path, "header", queries={"value": query}, timeout=context.timeout)
+        text = f"SELECT count(*) FROM {sqlite_files.identifier(source['table'])}"  # noqa: S608 - quoted
+    return _query(context, path, text, source["rows_query"], source["params"])
+
+
+def _for(params: t.Sequence[t.Any]) -> str:
+    return f" for {', '.join(map(repr, params))}" if params else ""
+
+
+def _query(
+    context: Context, path: str, text: str, rows_query: str | None, params: t.Sequence[t.Any]
+) -> dict[str, t.Any]:
+    queries: dict[str, str | sqlite_files.Query] = {"value": sqlite_files.Query(text, params)}
+    if rows_query:
+        queries["rows"] = sqlite_files.Query(rows_query, params, _ROWS)
+    key = ("sqlite", path, text, rows_query, repr(params))
+    seen = context.once(key, lambda: sqlite_files.look(path, "header", queries=queries, timeout=context.timeout))
     _require_readable(seen)
-    return {"value": seen["query_results"]["value"], "evidence": {"path": path, "query": query}}
-
-
-def _absolute(context: Context, source: t.Mapping[str, t.Any]) -> str:
-    """The file; a relative path starts where the service that listens on `port` was started."""
-    path = str(source["path"])
-    if os.path.isabs(path):
-        return path
-    port = source["port"]
-    if not port:
-        raise NoAnswer(f"{path} is relative, and nobody says to what; give an absolute path.", "no data")
-    try:
-        found = context.once(("process", port, None), lambda: procfs.listeners(port))
-        if found:
-            return os.path.join(os.readlink(f"/proc/{found[0]}/cwd"), path)
-    except OSError as error:
-        raise NoAnswer(
-            f"{path} is relative to a folder that {sqlite_files.me()} may not see ({error.strerror}); run with -b, or "
-            "give an absolute path.",
-            "permission",
-        ) from None
-    raise NoAnswer(
-        f"{path} is relative to where the service was started, and nothing listens on port {port}; give an absolute "
-        "path.",
-        "no data",
-    )
+    evidence = {"path": path, "query": text, **({"params": list(params)} if params else {})}
+    rows = seen["query_results"].get("rows")
+    if rows is not None:
+        evidence["rows"] = rows
+    if rows:
+        # Beside the value in the table.
+        evidence["worst"] = str(next(iter(rows[0].values())))
+    return {"value": seen["query_results"]["value"], "evidence": evidence}
 
 
 def _checked(context: Context, path: str, depth: str) -> sqlite_files.Seen:
@@ -190,7 +194,7 @@ def _restore(context: Context, source: t.Mapping[str, t.Any], path: str) -> dict
     try:
         seen = context.once(("sqlite", path, "full"), lambda: _checked(context, path, "full"))
         told = sqlite_restoring.restore(options, check=True, seen=seen)
-    except sqlite_backups.Refused as error:
+    except Refused as error:
         raise NoAnswer(str(error), "no data") from None
     return {"value": sqlite_restoring.in_words(told), "evidence": told}
 
@@ -199,13 +203,13 @@ def _backup_age(context: Context, source: t.Mapping[str, t.Any]) -> dict[str, t.
     folder = source["backup_dir"]
     if not folder:
         raise Absent("no folder of backups is known")
-    path = os.path.realpath(_absolute(context, source))
+    path = os.path.realpath(absolute(context, source["path"], source["port"]))
     name = os.path.basename(path)
     try:
         found = sqlite_backups.candidates(folder, path, source["pattern"])
     except PermissionError:
         raise NoAnswer(f"{folder} may not be read by {sqlite_files.me()}; run with -b.", "permission") from None
-    except sqlite_backups.Refused:
+    except Refused:
         raise NoAnswer(f"{folder} does not exist: there is no backup of {name}.", "no data") from None
     if not found:
         raise NoAnswer(f"{folder} has no backup of {name}.", "no data")
@@ -221,7 +225,7 @@ def _backup_age(context: Context, source: t.Mapping[str, t.Any]) -> dict[str, t.
             note += "a cp of a database in WAL mode may miss its newest rows; "
         evidence = {
             "backup": backup,
-            "taken_at": sqlite_backups.utc(taken_at),
+            "taken_at": clock.utc(taken_at),
             "manifest": manifest is not None,
             "passed_over": passed_over,
             "backups": [where for _at, where, _manifest in found[:_SHOWN]],

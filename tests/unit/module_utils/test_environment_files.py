@@ -15,7 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import environment_files
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Refused
 from ansible_collections.oncall.runbooks.tests.unit.module_utils import helpers
 
 # systemd's own parser of such files, in a program that needs no running systemd.

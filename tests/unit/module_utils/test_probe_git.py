@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import procfs, services
+from ansible_collections.oncall.runbooks.plugins.module_utils import clock, procfs
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 from ansible_collections.oncall.runbooks.plugins.module_utils.probes import git as probe
@@ -78,7 +78,7 @@ def test_commits_of_the_window(checkout):
     assert seen["evidence"]["checkout"] == str(checkout)
     newest = seen["evidence"]["commits"][0]
     assert git(checkout, "rev-parse", "HEAD").startswith(newest["commit"])
-    assert newest["date"] == services.utc(float(git(checkout, "log", "-1", "--format=%ct")))
+    assert newest["date"] == clock.utc(float(git(checkout, "log", "-1", "--format=%ct")))
     assert look("git", path=str(checkout), seconds=60.0 * 365 * 86400)["value"] == 3
 
 

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
+from ansible_collections.oncall.runbooks.plugins.module_utils.clock import utc
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import StateDir, utc
+from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import StateDir
 from ansible_collections.oncall.runbooks.tests.unit.module_utils import helpers
 from ansible_collections.oncall.runbooks.tests.unit.module_utils.helpers import look
 

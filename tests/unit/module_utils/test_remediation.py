@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import remediation
+from ansible_collections.oncall.runbooks.plugins.module_utils.clock import utc
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Refused
 from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import (
     KEPT_RECORDS,
     STRIKES,
-    Refused,
     StateDir,
     begin,
     begin_rollback,
     strikes,
-    utc,
 )
 from ansible_collections.oncall.runbooks.tests.unit.module_utils import helpers
 

@@ -20,8 +20,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import procfs, restarting, services
-from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer, Refused
 from ansible_collections.oncall.runbooks.plugins.module_utils.restarting import Failed, Process
 from ansible_collections.oncall.runbooks.tests.unit.module_utils import helpers
 

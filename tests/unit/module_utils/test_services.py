@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import procfs, services
+from ansible_collections.oncall.runbooks.plugins.module_utils import clock, procfs, services
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 from ansible_collections.oncall.runbooks.tests.unit.module_utils import helpers
 from ansible_collections.oncall.runbooks.tests.unit.module_utils.helpers import look
@@ -64,7 +64,7 @@ def test_unit(booted, sleeper):
     found = services.find(subject(unit="vritti"), systemd(sleeper))
     assert (found.manager, found.state, found.pid, found.unit) == ("systemd", "running", sleeper, "vritti.service")
     assert found.ticks == procfs.start_ticks(sleeper)
-    assert found.text == f"vritti.service (PID {sleeper}, running since {services.utc(procfs.started(sleeper))})"
+    assert found.text == f"vritti.service (PID {sleeper}, running since {clock.utc(procfs.started(sleeper))})"
     assert found.by_hand == ["sudo systemctl restart vritti.service"]
     assert services.environment_files(found) == ["/etc/vritti/vritti.env"]
     assert services.stop_seconds(found) == 90
