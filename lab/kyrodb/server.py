@@ -6,7 +6,7 @@ from __future__ import annotations
 import hmac
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,9 @@ SLOW_RPC_SECONDS = 0.18
 MAX_K = 1000
 MAX_DIMENSION = 4096
 MAX_BULK_IDS = 10_000
+# An answer and no failed call, so that the breaker does not count it.
+REFUSED = "metadata rejected"
+WAL_REFUSAL = "WAL inconsistent; writes disabled"
 WAL_BROKEN = "unhealthy (WAL inconsistent; writes disabled)"
 
 
@@ -85,8 +88,11 @@ class Service:
         if not self._instance.wal_consistent:
             self._statistics.count_error("wal")
             self._statistics.inserts_failed += 1
-            response.error = "WAL inconsistent; writes disabled"
+            response.error = WAL_REFUSAL
             response.total_failed = 1
+            return response
+        if self._refuses(request.metadata):
+            response.error, response.total_failed = REFUSED, 1
             return response
         self._store.insert(request.doc_id, request.embedding, request.metadata, request.namespace)
         response.success = True
@@ -102,6 +108,9 @@ class Service:
 
     def update_metadata(self, request: Any) -> Any:
         self._check_id(request.doc_id)
+        if not self._instance.wal_consistent or self._refuses(request.metadata):
+            error = REFUSED if self._instance.wal_consistent else WAL_REFUSAL
+            return self._messages["UpdateMetadataResponse"](success=False, existed=True, error=error)
         existed = self._store.update_metadata(request.doc_id, request.metadata, request.merge, request.namespace)
         error = "" if existed else "document not found"
         return self._messages["UpdateMetadataResponse"](success=existed, existed=existed, error=error)
@@ -214,6 +223,9 @@ class Service:
             if include_embedding:
                 response.embedding.extend(document.embedding)
         return response
+
+    def _refuses(self, metadata: Mapping[str, str]) -> bool:
+        return "reflection_root_cause" in metadata and self._instance.faults.active("reflections-refused")
 
     @staticmethod
     def _check_id(doc_id: int) -> None:

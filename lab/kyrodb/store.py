@@ -218,8 +218,14 @@ class Store:
         return document if document is not None and namespace in ("", document.namespace) else None
 
     def _put(self, document: Document) -> None:
-        previous = self._documents.pop(document.doc_id, None)
+        previous = self._documents.get(document.doc_id)
         if previous is not None:
+            if (previous.namespace, previous.embedding) == (document.namespace, document.embedding):
+                # Only its metadata are new: what was found before would be found again.
+                previous.metadata = document.metadata
+                self._dead_lines += 1
+                return
+            del self._documents[document.doc_id]
             self._dead_lines += 1
             self._namespaces[previous.namespace].pop(document.doc_id, None)
             self._forget_cached(previous.namespace)

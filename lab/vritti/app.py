@@ -6,7 +6,6 @@ import logging
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ from lab import pidfile
 from lab.faults import VRITTI, ActiveFaults
 from lab.vritti import logs
 from lab.vritti.auth import Authenticator
+from lab.vritti.budget import TIERS as REFLECTION_TIERS
 from lab.vritti.embedding import EmbeddingService
 from lab.vritti.episodes import EpisodeService
 from lab.vritti.health import HealthChecker
@@ -25,7 +25,6 @@ from lab.vritti.kyrodb_client import KyroDBError, KyroDBRouter
 from lab.vritti.limits import RateLimiter, RateLimitExceeded
 from lab.vritti.metrics import Metrics
 from lab.vritti.middleware import RequestMiddleware
-from lab.vritti.reflections import TIERS as REFLECTION_TIERS
 from lab.vritti.reflections import ReflectionService
 from lab.vritti.schemas import (
     CustomerCreate,
@@ -42,8 +41,6 @@ from lab.vritti.settings import VERSION, Settings, load
 from lab.vritti.storage import CUSTOMER_FIELDS, Customer, CustomerDatabase
 from lab.vritti.strain import Strain
 
-BUDGET_WARNING_USD = 10.0
-BUDGET_LIMIT_USD = 50.0
 CAPTURE_CREDITS = 1.5
 SEARCH_CREDITS = 1.0
 REFLECT_CREDITS = 1.0
@@ -63,7 +60,7 @@ class Service:
         self.database = CustomerDatabase(Path(settings.customers_db), settings.line, settings.doc_id_block)
         self.authenticator = Authenticator(settings, self.database, self.metrics)
         self.limiter = RateLimiter()
-        self.reflections = ReflectionService(faults, self.metrics)
+        self.reflections = ReflectionService(settings, faults, self.metrics)
         self._strain = Strain(faults)
         self._background: asyncio.Task[None] | None = None
         self.embeddings = EmbeddingService(faults, settings.text_model)
@@ -88,6 +85,7 @@ class Service:
             self.embeddings.load(self.settings.text_dimension)
             await asyncio.to_thread(self.database.check_startup)
             self.router = KyroDBRouter(self.settings)
+            self.reflections.router = self.router
             await self.router.connect()
         except Exception as error:
             _log.error(f"Startup failed: {error}")
@@ -124,53 +122,9 @@ class Service:
             ratio = customer.credits_used_current_month / limit if limit else 0.0
             self.metrics.customer_quota_usage_ratio.labels(*labels).set(ratio)
 
-    def budget(self) -> dict[str, Any]:
-        tiers = REFLECTION_TIERS if self.settings.llm_api_key else ()
-        return {
-            "date": _today(),
-            "daily_cost_usd": 0.0,
-            "warning_threshold_usd": BUDGET_WARNING_USD,
-            "limit_threshold_usd": BUDGET_LIMIT_USD,
-            "warning_triggered": False,
-            "limit_exceeded": False,
-            "budget_remaining_usd": BUDGET_LIMIT_USD,
-            "premium_tier_blocked": False,
-            "cost_by_tier": dict.fromkeys(tiers, 0.0),
-            "count_by_tier": {tier: self.reflections.made[tier] for tier in tiers},
-        }
-
-    def reflection_statistics(self) -> dict[str, Any]:
-        has_key = bool(self.settings.llm_api_key)
-        tiers = REFLECTION_TIERS if has_key else ()
-        made, total = self.reflections.made, self.reflections.made.total()
-        daily = {
-            "date": _today(),
-            "daily_cost_usd": 0.0,
-            "warning_threshold_usd": BUDGET_WARNING_USD,
-            "limit_threshold_usd": BUDGET_LIMIT_USD,
-            "warning_triggered": False,
-            "limit_exceeded": False,
-            "budget_remaining_usd": BUDGET_LIMIT_USD,
-        }
-        return {
-            "total_cost_usd": 0.0,
-            "total_reflections": total,
-            "average_cost_per_reflection": 0.0,
-            "cost_savings_usd": 0.0,
-            "cost_savings_percentage": 0.0,
-            "daily_cost": daily if has_key else {},
-            "cost_by_tier": dict.fromkeys(tiers, 0.0),
-            "count_by_tier": {tier: made[tier] for tier in tiers},
-            "percentage_by_tier": {tier: 100.0 * made[tier] / max(1, total) for tier in tiers},
-        }
-
     def _report_instance(self, instance: str, healthy: bool) -> None:
         if self.metrics is not None:
             self.metrics.kyrodb_connection_healthy.labels(instance).set(int(healthy))
-
-
-def _today() -> str:
-    return datetime.now(UTC).date().isoformat()
 
 
 def _health_routes(service: Service) -> APIRouter:
@@ -216,11 +170,11 @@ def _admin_routes(service: Service) -> APIRouter:
 
     @routes.get("/budget")
     async def budget() -> dict[str, Any]:
-        return service.budget()
+        return service.reflections.budget.report(bool(service.settings.llm_api_key))
 
     @routes.get("/reflection/stats")
     async def reflection_stats() -> dict[str, Any]:
-        return service.reflection_statistics()
+        return service.reflections.budget.statistics(bool(service.settings.llm_api_key))
 
     return routes
 
@@ -342,7 +296,7 @@ def _memory_routes(service: Service) -> APIRouter:
         except Exception as error:
             raise HTTPException(500, f"Failed to capture episode: {error}") from error
         if answer["reflection_queued"]:
-            service.reflections.queue(answer["episode_id"], tier or "cheap")
+            service.reflections.queue(answer["episode_id"], customer.customer_id, body, tier)
         await service.book(customer, CAPTURE_CREDITS, "ingestion")
         if metrics is not None:
             has_image, has_reflection = str(answer["image_stored"]).lower(), str(answer["reflection_queued"]).lower()

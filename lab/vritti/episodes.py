@@ -155,12 +155,9 @@ class EpisodeService:
             "customer_id": customer_id,
             "created_at": now(),
         }
-        text = json.dumps(document)
-        if self._settings.is_head:
-            text = "gz:" + base64.b64encode(zlib.compress(text.encode())).decode()
         environment = json.dumps(episode.environment_info, sort_keys=True)
         return {
-            "episode_json": text,
+            "episode_json": encode_episode(document, compressed=self._settings.is_head),
             "customer_id": customer_id,
             "episode_type": episode.episode_type,
             "error_class": episode.error_class,
@@ -181,6 +178,12 @@ def _decoded(image_base64: str) -> bytes:
         return base64.b64decode(image_base64, validate=True)
     except binascii.Error as error:
         raise ValueError(f"invalid image: {error}") from error
+
+
+def encode_episode(document: dict[str, Any], compressed: bool) -> str:
+    """A document as the metadata value episode_json."""
+    text = json.dumps(document)
+    return "gz:" + base64.b64encode(zlib.compress(text.encode())).decode() if compressed else text
 
 
 def decode_episode(text: str) -> dict[str, Any]:

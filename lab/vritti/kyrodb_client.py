@@ -87,8 +87,20 @@ class KyroDBInstance:
         )
         return list((await self._call("Search", request)).results)
 
-    async def query(self, doc_id: int, namespace: str) -> Any:
-        return await self._call("Query", self._messages["QueryRequest"](doc_id=doc_id, namespace=namespace))
+    async def query(self, doc_id: int, namespace: str, include_embedding: bool = False) -> Any:
+        request = self._messages["QueryRequest"](
+            doc_id=doc_id, namespace=namespace, include_embedding=include_embedding
+        )
+        return await self._call("Query", request)
+
+    async def update_metadata(self, doc_id: int, metadata: Mapping[str, str], namespace: str) -> None:
+        """Add to a document's metadata, or replace what they have of these names."""
+        request = self._messages["UpdateMetadataRequest"](
+            doc_id=doc_id, metadata=metadata, merge=True, namespace=namespace
+        )
+        response = await self._call("UpdateMetadata", request)
+        if not response.success:
+            raise KyroDBError(f"UpdateMetadata failed: {response.error}")
 
     async def close(self) -> None:
         await self._channel.close()

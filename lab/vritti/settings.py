@@ -14,6 +14,9 @@ LINES = (V010, HEAD)
 VERSION = "0.1.0"
 DEFAULT_TEXT_MODEL = "all-MiniLM-L6-v2"
 DEFAULT_DATABASE = "./data/customers.db"
+DEFAULT_DEAD_LETTERS = "./data/failed_reflections.log"
+DEFAULT_CHEAP_MODEL = "x-ai/grok-4.1-fast:free"
+DEFAULT_CONSENSUS_MODELS = ("kwaipilot/kat-coder-pro:free", "tngtech/deepseek-r1t2-chimera:free")
 
 _PLACEHOLDERS = ("admin", "test", "dummy", "example", "your-api-key-here")
 _LLM_PLACEHOLDERS = ("your-api-key-here", "example", "dummy")
@@ -32,6 +35,12 @@ class Settings:
     admin_api_key: str | None
     llm_api_key: str
     require_llm: bool
+    llm_timeout: float
+    llm_tries: int
+    cheap_model: str
+    consensus_models: tuple[str, str]
+    dead_letters_path: str
+    dead_letters_max_bytes: int
     customers_db: str
     health_cache_ttl: float
     latency_warning_ms: float
@@ -89,6 +98,12 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
     image_port = environment.get("KYRODB_IMAGE_PORT", "50052")
     # Where v0.1.0 keeps its database cannot be configured.
     database = environment.get("STORAGE_CUSTOMER_DB_PATH", DEFAULT_DATABASE) if head else DEFAULT_DATABASE
+    # Nor where it keeps its dead letters, which it never rotates.
+    letters = environment.get("SERVICE_DEAD_LETTER_QUEUE_PATH", DEFAULT_DEAD_LETTERS) if head else DEFAULT_DEAD_LETTERS
+    llm_timeout = number("LLM_TIMEOUT_SECONDS", 60)
+    if not 1 <= llm_timeout <= 180:
+        raise ValueError(f"LLM_TIMEOUT_SECONDS is {llm_timeout:g}; it goes from 1 to 180")
+    first, second = DEFAULT_CONSENSUS_MODELS
     return Settings(
         line=line,
         text_address=f"{text_host}:{text_port}",
@@ -99,6 +114,15 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         admin_api_key=admin_key,
         llm_api_key=llm_key,
         require_llm=_flag(environment.get("SERVICE_REQUIRE_LLM_REFLECTION", "true")),
+        llm_timeout=llm_timeout,
+        llm_tries=int(number("LLM_MAX_RETRIES", 3)),
+        cheap_model=environment.get("LLM_CHEAP_MODEL") or DEFAULT_CHEAP_MODEL,
+        consensus_models=(
+            environment.get("LLM_CONSENSUS_MODEL_1") or first,
+            environment.get("LLM_CONSENSUS_MODEL_2") or second,
+        ),
+        dead_letters_path=letters,
+        dead_letters_max_bytes=int(number("SERVICE_DEAD_LETTER_QUEUE_MAX_SIZE_MB", 100)) * 1024 * 1024,
         customers_db=database,
         health_cache_ttl=number("HEALTH_CACHE_TTL_SECONDS", 5),
         latency_warning_ms=number("HEALTH_KYRODB_LATENCY_WARNING_MS", 100),

@@ -11,12 +11,17 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lab.faults import FAULTS
+from lab.vritti.budget import Budget
+from lab.vritti.dead_letters import DeadLetters
+from lab.vritti.episodes import decode_episode
 from lab.vritti.settings import load
 from tests.integration.lab_helpers import RunningLab, eventually, processes_of, request, run_lab, running_lab
 
@@ -428,6 +433,11 @@ def test_v010_runs_without_an_llm_and_with_a_crippled_log(tmp_path: Path) -> Non
         assert any(line.startswith("WARNING:src.config:") for line in lab.log)
 
 
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="LLM_TIMEOUT_SECONDS is 200"):
+        load({"LLM_TIMEOUT_SECONDS": "200"})
+
+
 def test_admin_keys_that_look_like_placeholders_are_dropped() -> None:
     dropped = load({"ADMIN_API_KEY": "9f2c-laTEst-0123456789abcdef0123456789", "LLM_OPENROUTER_API_KEY": "sk-or-1"})
     assert dropped.admin_api_key is None
@@ -609,6 +619,218 @@ def test_extra_traffic_runs_into_limits(tmp_path: Path) -> None:
         assert lab.status()["processes"]["traffic-spike"]["state"] == "running"
         lab.heal_fault("traffic-spike")
         assert "traffic-spike" not in lab.status()["processes"]
+
+
+# Reflections
+
+
+def statistics(lab: RunningLab) -> dict[str, Any]:
+    answer: dict[str, Any] = lab.get("/admin/reflection/stats", admin(lab)).json
+    return answer
+
+
+def reflected(lab: RunningLab, query: str = "", **body: Any) -> int:
+    """Capture an episode, and wait until its reflection was made: the episode's id."""
+    before = statistics(lab)["total_reflections"]
+    captured = lab.capture(query=query, **body)
+    assert captured.status == 201, captured.text
+    eventually(lambda: statistics(lab)["total_reflections"] > before, "a reflection")
+    return int(captured.json["episode_id"])
+
+
+def stored(lab: RunningLab, episode: int) -> Any:
+    namespace = f"{lab.customer()['customer_id']}:failures"
+    return lab.call("Query", doc_id=episode, namespace=namespace, include_embedding=True)
+
+
+def letters(lab: RunningLab) -> list[dict[str, Any]]:
+    path = Path(lab.inventory["vritti_dlq_path"])
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def series(lab: RunningLab, name: str) -> dict[str, float]:
+    """The lab's metrics of this name, by their labels."""
+    lines = [line for line in lab.get("/metrics").text.splitlines() if line.startswith(f"episodic_memory_{name}")]
+    return {line[len(f"episodic_memory_{name}") : line.rindex(" ")]: float(line.rsplit(" ", 1)[1]) for line in lines}
+
+
+def test_a_reflection_is_stored_with_its_episode(lab: RunningLab) -> None:
+    head = lab.get("/metrics").status == 404
+    episode = reflected(lab)
+    eventually(lambda: "reflection_root_cause" in stored(lab, episode).metadata, "it is stored")
+    found = stored(lab, episode)
+    assert len(found.embedding) == 384
+    # What was there stays.
+    assert found.metadata["tool"] == "kubectl"
+    assert found.metadata["reflection_confidence"] == "0.7000"
+    assert found.metadata["reflection_cost_usd"] == "0.000000"
+    assert isinstance(json.loads(found.metadata["reflection_preconditions"]), dict if head else list)
+    assert "reflection_consensus_method" not in found.metadata
+    assert found.metadata["episode_json"].startswith("gz:") == head
+    document = decode_episode(found.metadata["episode_json"])
+    assert document["goal"] == "deploy the payment service"
+    assert document["reflection"]["root_cause"] == found.metadata["reflection_root_cause"]
+    assert (episode > 2**53) == (not head)
+    premium = reflected(lab, query="?tier=premium")
+    eventually(lambda: "reflection_root_cause" in stored(lab, premium).metadata, "it is stored")
+    metadata = stored(lab, premium).metadata
+    assert (metadata["reflection_consensus_method"], metadata["reflection_perspectives_count"]) == (
+        "semantic_unanimous",
+        "2",
+    )
+    assert statistics(lab)["percentage_by_tier"]["premium"] > 0
+
+
+def test_what_cannot_be_stored_is_a_dead_letter(lab: RunningLab) -> None:
+    head = lab.get("/metrics").status == 404
+    assert letters(lab) == []
+    lab.break_fault("reflections-refused")
+    try:
+        episode = reflected(lab)
+        eventually(lambda: len(letters(lab)) == 1, "a dead letter")
+    finally:
+        lab.heal_fault("reflections-refused")
+    (entry,) = letters(lab)
+    assert list(entry) == ["timestamp", "episode_id", "customer_id", "failure_reason", "reflection"]
+    assert (entry["episode_id"], entry["customer_id"]) == (episode, lab.customer()["customer_id"])
+    assert entry["failure_reason"] == "persistence_failed_after_retries"
+    assert isinstance(entry["reflection"]["preconditions"], dict if head else list)
+    assert entry["reflection"]["tier"] == "cheap"
+    assert "consensus" not in entry["reflection"]
+    # The episode is there; only what was thought of it is not.
+    assert stored(lab, episode).found
+    assert "reflection_root_cause" not in stored(lab, episode).metadata
+    assert count(lab, f"Reflection persistence failed for episode {episode} (attempt 3/3)") == 1
+    logged = f"Logged failed reflection to dead-letter queue: episode {episode}, reason: persistence_failed"
+    assert count(lab, logged) == 1
+    assert lab.kyrodb_component()["status"] == "healthy"
+    if head:
+        eventually(lambda: "Reflection failed" in lab.log, "what the metric was before")
+        return
+    assert series(lab, "reflection_failure_total") == {'{reason="persistence_failed"}': 1}
+    assert series(lab, "reflection_dead_letter_total") == {'{failure_reason="persistence_failed_after_retries"}': 1}
+    assert series(lab, "reflection_persistence_total")['{success="false"}'] == 1
+    retries = series(lab, "reflection_persistence_retry_total")
+    assert retries == {f'{{attempt="{number}",success="false"}}': 1 for number in (1, 2, 3)}
+
+
+def test_a_dead_letter_without_a_reflection(head: RunningLab) -> None:
+    head.break_fault("redaction-failing")
+    try:
+        reflected(head, query="?tier=premium")
+        eventually(lambda: len(letters(head)) == 1, "a dead letter")
+    finally:
+        head.heal_fault("redaction-failing")
+    assert letters(head)[0]["failure_reason"] == "reflection_redaction_failed"
+    assert letters(head)[0]["reflection"] is None
+    # Whoever moves the file away loses nothing: the next line makes a new one.
+    path = Path(head.inventory["vritti_dlq_path"])
+    path.rename(path.with_name("moved"))
+    head.break_fault("redaction-failing")
+    try:
+        reflected(head)
+        eventually(lambda: len(letters(head)) == 1, "a dead letter in a new file")
+    finally:
+        head.heal_fault("redaction-failing")
+
+
+def test_dead_letters_are_rotated_at_head_only(tmp_path: Path) -> None:
+    path = tmp_path / "queue" / "letters.log"
+    settings = {"SERVICE_DEAD_LETTER_QUEUE_PATH": str(path), "SERVICE_DEAD_LETTER_QUEUE_MAX_SIZE_MB": "1"}
+    queue = DeadLetters(load({"LAB_VRITTI_LINE": "head", **settings}), None)
+    queue.write(1, "customer-01", None, "reflection_redaction_failed")
+    assert len(path.read_text().splitlines()) == 1
+    path.write_bytes(b"x" * 1024 * 1024)
+    queue.write(2, "customer-01", None, "reflection_redaction_failed")
+    (rotated,) = path.parent.glob("letters.2*.log")
+    assert rotated.stat().st_size == 1024 * 1024
+    assert json.loads(path.read_text())["episode_id"] == 2
+    assert load({"LAB_VRITTI_LINE": "v0.1.0", **settings}).dead_letters_path == "./data/failed_reflections.log"
+
+
+def test_the_budget_is_a_constant_and_gone_after_a_restart(lab: RunningLab) -> None:
+    head = lab.get("/metrics").status == 404
+    lab.set_environment(REFLECTION_MAX_COST_PER_DAY_USD="1000")
+    lab.restart("vritti")
+    lab.break_fault("llm-expensive", 30)
+    try:
+        reflected(lab)
+        budget = lab.get("/admin/budget", admin(lab)).json
+        assert (budget["daily_cost_usd"], budget["warning_triggered"], budget["limit_exceeded"]) == (30, True, False)
+        assert (budget["limit_threshold_usd"], budget["budget_remaining_usd"]) == (50, 20)
+        reflected(lab)
+        budget = lab.get("/admin/budget", admin(lab)).json
+        assert (budget["limit_exceeded"], budget["premium_tier_blocked"]) == (True, True)
+        assert budget["cost_by_tier"] == {"cheap": 60, "cached": 0, "premium": 0}
+        # The choice of a tier heeds it; who names the tier does not.
+        reflected(lab, tags=["premium_reflection"])
+        assert lab.get("/admin/budget", admin(lab)).json["count_by_tier"] == {"cheap": 3, "cached": 0, "premium": 0}
+        reflected(lab, query="?tier=premium")
+        assert lab.get("/admin/budget", admin(lab)).json["count_by_tier"]["premium"] == 1
+        assert [count(lab, said) for said in ("COST WARNING", "COST LIMIT EXCEEDED")] == [1, 1]
+        if not head:
+            # An event, not a level: what came after the crossing is not in it.
+            assert series(lab, "daily_cost_usd") == {"": 60}
+            assert series(lab, "daily_cost_alert_total") == {
+                '{alert_type="warning"}': 1,
+                '{alert_type="limit_exceeded"}': 1,
+            }
+        lab.restart("vritti")
+        fresh = lab.get("/admin/budget", admin(lab)).json
+        assert (fresh["daily_cost_usd"], fresh["limit_exceeded"], fresh["limit_threshold_usd"]) == (0, False, 50)
+    finally:
+        lab.heal_fault("llm-expensive")
+
+
+def test_the_budget_begins_anew_at_midnight(monkeypatch: pytest.MonkeyPatch) -> None:
+    days = [date(2026, 11, 27)]
+    monkeypatch.setattr("lab.vritti.budget._today", lambda: days[-1])
+    budget = Budget(None)
+    budget.add("premium", 55)
+    assert budget.exceeded
+    days.append(date(2026, 11, 28))
+    assert not budget.exceeded
+    # Before anything new is spent, too.
+    assert budget.report(True)["premium_tier_blocked"] is False
+    budget.add("cheap", 1)
+    shown = budget.report(True)
+    assert (shown["date"], shown["daily_cost_usd"], shown["warning_triggered"]) == ("2026-11-28", 1, False)
+    # What belongs to the process goes on.
+    assert shown["cost_by_tier"] == {"cheap": 1, "cached": 0, "premium": 55}
+
+
+def test_llm_failures_are_no_dead_letters(tmp_path: Path) -> None:
+    with running_lab(tmp_path, "--vritti", "head") as lab:
+        lab.break_fault("llm-key-refused")
+        reflected(lab)
+        assert count(lab, "Cheap reflection call failed (attempt 3/3): Client error '401 Unauthorized'") == 1
+        assert count(lab, "Authentication failed (permanent)") == 3
+        assert count(lab, "Cheap model fallback also failed") == 1
+        # Whatever the cheap tier fails at is tried once more by the premium one, and counts as that.
+        assert statistics(lab)["percentage_by_tier"]["premium"] == 100
+        lab.set_environment(LLM_OPENROUTER_API_KEY="sk-or-v1-another", LLM_TIMEOUT_SECONDS="1")
+        lab.restart("vritti")
+        assert lab.active_faults() == ["llm-key-refused"]
+        reflected(lab)
+        assert statistics(lab)["percentage_by_tier"]["cheap"] == 100
+
+        lab.break_fault("llm-model-gone")
+        before = count(lab, "kwaipilot/kat-coder-pro:free succeeded")
+        reflected(lab)
+        assert count(lab, "Cheap reflection call failed (attempt 3/3): Client error '404 Not Found'") == 1
+        assert count(lab, "kwaipilot/kat-coder-pro:free succeeded") == before + 1
+        lab.heal_fault("llm-model-gone")
+
+        lab.break_fault("llm-slow", 1.2)
+        reflected(lab, query="?tier=cheap")
+        # The client says nothing when its time has run out.
+        assert "Cheap reflection call failed (attempt 3/3): " in lab.log
+        lab.set_environment(LLM_TIMEOUT_SECONDS="90")
+        lab.restart("vritti")
+        failed = count(lab, "Cheap reflection call failed")
+        reflected(lab)
+        assert count(lab, "Cheap reflection call failed") == failed
+        assert letters(lab) == []
 
 
 # The lab itself
