@@ -17,6 +17,7 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.oncall.runbooks.plugins.module_utils.diagnose_spec import ARGUMENT_SPEC, LEVELS
 from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mask
+from ansible_collections.oncall.runbooks.plugins.module_utils.probes.http import secret_of
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import checks as checking
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import diagnosis as diagnosing
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import planning, recording, reports
@@ -39,6 +40,8 @@ class Book(t.NamedTuple):
     checks: list[t.Any]
     causes: list[t.Any]
     steps: list[t.Any]
+    # Where the output has one line per host: what it shows.
+    line: str
 
 
 class ActionModule(ActionBase):
@@ -77,6 +80,7 @@ class ActionModule(ActionBase):
             mistakes.append(f"The causes of {args['runbook']} are wrong: {error}.")
         # A cause that rests on a wrong check cannot be established.
         causes = [cause for cause in causes if names.issuperset(cause["breach"] + cause["ok"] + cause["fresh"])]
+        escalation, contacts = _people(args, mistakes)
         steps, operations, looks_of = self._steps(book, args, checks, mistakes, variables)
         strange = planning.unknown_steps(steps, args["steps"], args["runbook"])
         if strange:
@@ -100,7 +104,7 @@ class ActionModule(ActionBase):
         path = _report_path(args["report_dir"], args["runbook"], host)
         findings = diagnosing.judge_all(checks, bad, looks, args["severities"], _search, started_at, _previous(path))
         _withhold(checks, findings)
-        diagnosing.page(findings, args["page_after"])
+        diagnosing.page(findings, escalation)
         status, severity, label = diagnosing.overall(findings)
         told = {name: looks[LOOK + name]["looks"][0] for name in looks_of} if not problem else {}
         # To a host that could not be looked at nothing is done.
@@ -134,10 +138,13 @@ class ActionModule(ActionBase):
             "status": status,
             "severity": severity,
             "label": label,
+            "escalation": diagnosing.escalation(findings, escalation, contacts),
             "summary": f"It could not be looked at: {problem}" if problem else diagnosing.summarise(findings, causes),
             "findings": findings,
             "plan": plan,
         }
+        if book.line:
+            diagnosis["line"] = "" if problem else diagnosing.line(book.line, findings)
         hidden = [value for value in secrets.values() if len(value) >= SHORTEST_SECRET]
         diagnosis = mask(diagnosis, hidden)
         try:
@@ -200,7 +207,7 @@ class ActionModule(ActionBase):
 
     def _of_service(self, args: dict[str, t.Any], variables: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         """The arguments, with what the service's role says of it where the task does not."""
-        for name in ("severities", "page_after"):
+        for name in ("severities", "escalation", "contacts"):
             own = variables.get(f"{args['service']}_{name}")
             if name not in self._task.args and own is not None:
                 args[name] = checking.plain(self._templar.template(own))
@@ -215,7 +222,7 @@ class ActionModule(ActionBase):
     def _read(self, args: dict[str, t.Any], variables: t.Mapping[str, t.Any]) -> Book:
         """The runbook's data, templated one by one: a broken one becomes its own mistake."""
         if not args["file"]:
-            return Book(args["checks"], args["causes"], [])
+            return Book(args["checks"], args["causes"], [], "")
         name, service = args["runbook"], args["service"]
         try:
             data = self._loader.load_from_file(args["file"], trusted_as_template=True)
@@ -231,6 +238,7 @@ class ActionModule(ActionBase):
             [*args["checks"], *map(self._template, parts["checks"])],
             [*args["causes"], *map(self._template, parts["causes"])],
             list(map(self._template, parts["steps"])),
+            str(self._template(data.get(f"{name}_line") or "")),
         )
 
     def _steps(
@@ -342,7 +350,8 @@ class ActionModule(ActionBase):
         problems: dict[str, str] = {}
         for source in (source for check in checks for source in check["sources"]):
             api_key = source.get("secret_api_key")
-            for name in map(str, [*(source.get("secret_headers") or {}).values(), *([api_key] if api_key else [])]):
+            headers = [secret_of(named)[1] for named in (source.get("secret_headers") or {}).values()]
+            for name in [*headers, *([str(api_key)] if api_key else [])]:
                 if name not in values and name not in problems:
                     try:
                         values[name] = self._secret(name)
@@ -422,6 +431,21 @@ def _evaluated(item: t.Any, templar: t.Any, known: dict[str, t.Any]) -> t.Any:
     if isinstance(item, (list, tuple)):
         return [_evaluated(value, templar, known) for value in item]
     return item
+
+
+def _people(args: t.Mapping[str, t.Any], mistakes: list[str]) -> tuple[dict[str, dict[str, t.Any]], dict[str, str]]:
+    """What labels ask of people, and where they are found: a mistake in it costs nobody the diagnosis."""
+    table: dict[str, dict[str, t.Any]] = {}
+    contacts: dict[str, str] = {}
+    try:
+        table = checking.validate_escalation(args["escalation"], args["severities"])
+    except checking.Wrong as error:
+        mistakes.append(f"The escalation of {args['service']} is wrong: {error}.")
+    try:
+        contacts = checking.validate_contacts(args["contacts"])
+    except checking.Wrong as error:
+        mistakes.append(f"The contacts of {args['service']} are wrong: {error}.")
+    return table, contacts
 
 
 def _report_path(folder: str | None, runbook: str, host: str) -> str | None:

@@ -7,10 +7,16 @@ from __future__ import annotations
 import os
 import typing as t
 
-from ansible.errors import AnsibleActionFail
+from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 
-from ansible_collections.oncall.runbooks.plugins.plugin_utils.preflight import cover, refuse_hosts, refuse_tags, some
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.preflight import (
+    cover,
+    refuse_hosts,
+    refuse_tags,
+    refuse_without_steps,
+    some,
+)
 
 
 class ActionModule(ActionBase):
@@ -43,6 +49,11 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(
                 f"The runbook {args['runbook']} has no checks: {error.filename} cannot be read ({error.strerror})."
             ) from None
+        refused = refuse_without_steps(
+            args["runbook"], variables["ansible_run_tags"], lambda: self._steps(args, services)
+        )
+        if refused:
+            raise AnsibleActionFail(refused)
         hosts = list(variables["ansible_play_hosts_all"])
         hostvars = variables["hostvars"]
         covered = cover(hosts, services, variables["groups"], lambda host: hostvars[host].get("runbook_service"))
@@ -56,3 +67,15 @@ class ActionModule(ActionBase):
             ]
         result.update(changed=False, services=services, uncovered=uncovered)
         return result
+
+    def _steps(self, args: dict[str, t.Any], services: t.Sequence[str]) -> bool:
+        """Whether the runbook can do something for any of these services; a file that cannot be read is told later."""
+        for service in services:
+            path = os.path.join(args["path"], "vars", f"{service}.yml")
+            try:
+                data = self._loader.load_from_file(path)
+            except AnsibleError:
+                return True
+            if not isinstance(data, dict) or data.get(f"{args['runbook']}_steps"):
+                return True
+        return False

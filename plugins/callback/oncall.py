@@ -12,8 +12,9 @@ version_added: "0.1.0"
 author:
   - oncall.runbooks maintainers (@oncall)
 description:
-  - Prints the diagnosis of every host at the end of the run, the worst first, and what to type next. The severity is
-    in colour on a terminal.
+  - Prints the diagnosis of every host at the end of the run, the worst first, who is to respond to it, and what to type
+    next. The severity is in colour on a terminal.
+  - A runbook may want one line per host in place of the tables.
   - In between it prints what M(ansible.builtin.debug) says and what fails, in one line each. With C(-v) Ansible's
     own output comes back too.
 extends_documentation_fragment:
@@ -33,7 +34,7 @@ from ansible.utils.color import stringc
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.command import again, not_repeated
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import SCHEMA
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.planning import apply_options, of_host
-from ansible_collections.oncall.runbooks.plugins.plugin_utils.render import WIDTH, render
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.render import WIDTH, overview, render
 
 COLOURS = {
     "critical": "bright red",
@@ -128,6 +129,10 @@ class CallbackModule(Default):
             super().v2_runner_on_failed(result, ignore_errors)
         elif not ignore_errors:
             message = str(result.result.get("msg") or "it failed without a message")
+            found = result.result.get("diagnosis") or {}
+            if kept and "line" in found and message == found["summary"]:
+                # The host's one line says so.
+                return
             # A failure that is about the run, not about one host, needs no host's name.
             where = "" if result.task.run_once else f"{result.host.get_name()}: "
             self._line(f"{'' if kept else 'ERROR: '}{where}{message}", color=C.COLOR_ERROR)
@@ -143,7 +148,9 @@ class CallbackModule(Default):
             # What is known of it is from before it was lost.
             found, report = self._diagnoses[host]
             lost = f"{host} was lost in the middle of this run, and how it is now is not known; this is from before."
-            status = {"status": "unknown", "severity": None, "label": None}
+            status = {"status": "unknown", "severity": None, "label": None, "escalation": None}
+            if "line" in found:
+                status["line"] = ""
             self._diagnoses[host] = ({**found, **status, "summary": lost, "plan": None}, report)
 
     def v2_runner_item_on_ok(self, result: t.Any) -> None:
@@ -171,7 +178,12 @@ class CallbackModule(Default):
             self._display.display(
                 f"{len(ranked)} hosts: " + ", ".join(f"{count} {status}" for status, count in counts if count)
             )
+        brief = [diagnosis for diagnosis, _report in ranked if "line" in diagnosis]
+        if brief:
+            self._display.display("\n".join(overview(brief, width, _paint)))
         for diagnosis, _report in ranked:
+            if "line" in diagnosis:
+                continue
             plan = diagnosis["plan"]
             remediate = again("remediate", apply_options(plan)) if plan else None
             if remediate and not_repeated():

@@ -27,6 +27,7 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAn
 MAX_LINE = 8 << 20
 _PIECE = 1 << 18
 _TAIL = 1 << 20
+_TOLD = ("timestamp", "episode_id", "customer_id", "failure_reason")
 _ROTATED = r"\.\d{8}_\d{6}"
 # Where one of Vritti's own lines begins, and all of one: customer and reason are taken as one, which is quicker. Any
 # other line is taken whole.
@@ -274,6 +275,14 @@ class Tally:
     def by_customer(self) -> dict[str, int]:
         return self._by(0)
 
+    def count_of(self, customer: str | None, reason: str | None) -> int:
+        """Entries of a customer, with a reason, or both."""
+        return sum(
+            count
+            for key, count in self._counts.items()
+            if customer in (None, "", key[0]) and reason in (None, "", key[1])
+        )
+
     @property
     def oldest(self) -> str | None:
         return f"{self._oldest}Z" if self._newest else None
@@ -378,17 +387,32 @@ def recent(path: str, since: float) -> tuple[int, bool]:
     """How many entries are younger, and whether that is all: only the last megabyte of a file is read."""
     count = 0
     for name in reversed(files_of(path)):
-        with contextlib.suppress(FileNotFoundError), open(name, "rb") as file:
+        entries, complete = _tail(name)
+        moments = [moment_of(entry) for entry in entries]
+        young = [moment for moment in moments if moment is not None and moment.timestamp() >= since]
+        count += len(young)
+        if len(young) < len(moments):
+            return count, True
+        if not complete:
+            return count, False
+    return count, True
+
+
+def last(path: str, count: int) -> list[dict[str, t.Any]]:
+    """The newest entries, without what the LLM has written, which may hold anything."""
+    entries = _tail(path)[0][-count:]
+    return [{key: value for key, value in entry.items() if key in _TOLD} for entry in entries]
+
+
+def _tail(path: str) -> tuple[list[dict[str, t.Any]], bool]:
+    """The entries in the last megabyte of a file, and whether that is all of it."""
+    try:
+        with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)
             begin = max(0, file.tell() - _TAIL)
             file.seek(begin)
             if begin:
                 file.readline()
-            moments = [moment_of(item.entry) for item in items(file) if item.entry is not None]
-            young = [moment for moment in moments if moment is not None and moment.timestamp() >= since]
-            count += len(young)
-            if len(young) < len(moments):
-                return count, True
-            if begin:
-                return count, False
-    return count, True
+            return [item.entry for item in items(file) if item.entry is not None], not begin
+    except FileNotFoundError:
+        return [], True

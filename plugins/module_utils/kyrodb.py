@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Speak to a KyroDB instance: how it is (over HTTP where grpcio is missing), a snapshot, single documents.
+"""Speak to a KyroDB instance: how it is (over HTTP where grpcio is missing), a snapshot, its documents.
 
 The messages are built at run time from field numbers, so that no generated stub ties a host to one protobuf release.
 Source: KyroDB's kyrodb.v1.KyroDBService; it serves neither reflection nor grpc.health.v1.
@@ -22,6 +22,12 @@ SERVICE = "kyrodb.v1.KyroDBService"
 STATUSES = ("unknown", "healthy", "degraded", "unhealthy")
 # KyroDB listens for HTTP observability one thousand above its gRPC port unless told otherwise.
 HTTP_PORT_OFFSET = 1000
+# gRPC's own limit of 4 MB is less than what KyroDB answers about a few hundred episodes; one may have 10 MB.
+LARGEST_ANSWER = 64 << 20
+# What one BulkQuery and one Search may ask for.
+MOST_IDS = 10_000
+MOST_HITS = 1000
+MOST_DIMENSIONS = 4096
 HEALTH_FIELDS = (
     ("status", 1, "int32"),
     ("version", 2, "string"),
@@ -62,10 +68,41 @@ MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
         ("snapshot_size_bytes", 5, "uint64"),
     ),
     "QueryRequest": (("doc_id", 1, "uint64"), ("include_embedding", 2, "bool"), ("namespace", 3, "string")),
-    "QueryResponse": (("found", 1, "bool"), ("metadata", 4, "map"), ("error", 6, "string")),
+    "QueryResponse": (
+        ("found", 1, "bool"),
+        ("doc_id", 2, "uint64"),
+        ("embedding", 3, "floats"),
+        ("metadata", 4, "map"),
+        ("error", 6, "string"),
+    ),
     "BulkQueryRequest": (("doc_ids", 1, "uint64s"), ("include_embeddings", 2, "bool"), ("namespace", 3, "string")),
-    # results is left out: how many were found is all that is asked.
-    "BulkQueryResponse": (("total_found", 2, "uint32"), ("error", 4, "string")),
+    "BulkQueryResponse": (("results", 1, "QueryResponses"), ("total_found", 2, "uint32"), ("error", 4, "string")),
+    # The same without the documents, for whoever only counts them.
+    "BulkCountRequest": (("doc_ids", 1, "uint64s"),),
+    "BulkCountResponse": (("total_found", 2, "uint32"), ("error", 4, "string")),
+    "SearchRequest": (
+        ("query_embedding", 1, "floats"),
+        ("k", 2, "uint32"),
+        ("min_score", 3, "float"),
+        ("namespace", 4, "string"),
+    ),
+    # What the documents hold is left out: their ids are all that is asked.
+    "SearchResult": (("doc_id", 1, "uint64"), ("score", 2, "float")),
+    "SearchResponse": (("results", 1, "SearchResults"), ("error", 5, "string")),
+    "InsertRequest": (
+        ("doc_id", 1, "uint64"),
+        ("embedding", 2, "floats"),
+        ("metadata", 3, "map"),
+        ("namespace", 4, "string"),
+    ),
+    "InsertResponse": (("success", 1, "bool"), ("error", 2, "string")),
+    "UpdateMetadataRequest": (
+        ("doc_id", 1, "uint64"),
+        ("metadata", 2, "map"),
+        ("merge", 3, "bool"),
+        ("namespace", 4, "string"),
+    ),
+    "UpdateMetadataResponse": (("success", 1, "bool"), ("error", 2, "string"), ("existed", 3, "bool")),
     "DeleteRequest": (("doc_id", 1, "uint64"), ("namespace", 2, "string")),
     "DeleteResponse": (("success", 1, "bool"), ("error", 2, "string"), ("existed", 3, "bool")),
 }
@@ -80,6 +117,23 @@ CONNECTION_SPEC: dict[str, t.Any] = {
     "server_name": {"type": "str"},
     "http_url": {"type": "str"},
 }
+
+
+class Unimplemented(NoAnswer):
+    """The instance has no such call: an older KyroDB, or none at all."""
+
+
+class TooMuch(NoAnswer):
+    """The answer is larger than a message may be, or the instance has had enough."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """What an instance holds under one id."""
+
+    doc_id: int
+    metadata: dict[str, str]
+    embedding: list[float]
 
 
 @dataclass(frozen=True)
@@ -145,7 +199,7 @@ class _Messages:
             "int32": field_type.TYPE_INT32,
             "uint32": field_type.TYPE_UINT32,
             "uint64": field_type.TYPE_UINT64,
-            "uint64s": field_type.TYPE_UINT64,
+            "float": field_type.TYPE_FLOAT,
             "double": field_type.TYPE_DOUBLE,
             "string": field_type.TYPE_STRING,
         }
@@ -161,10 +215,15 @@ class _Messages:
                     field.label = field_type.LABEL_REPEATED
                     field.type = field_type.TYPE_MESSAGE
                     field.type_name = f".{package}.{message.name}.{entry.name}"
+                    continue
+                if kind.endswith("s"):
+                    field.label = field_type.LABEL_REPEATED
+                of = kind.rstrip("s")
+                if of in MESSAGES:
+                    field.type = field_type.TYPE_MESSAGE
+                    field.type_name = f".{package}.{of}"
                 else:
-                    field.type = kinds[kind]
-                    if kind.endswith("s"):
-                        field.label = field_type.LABEL_REPEATED
+                    field.type = kinds[of]
 
         for name, fields in MESSAGES.items():
             add_fields(file.message_type.add(name=name), fields)
@@ -274,10 +333,19 @@ def _explain(endpoint: Endpoint, rpc: str, error: t.Any, timeout: float) -> NoAn
         return NoAnswer(f"{where} does not permit {rpc} with this API key.", "authentication")
     if code == "UNIMPLEMENTED":
         if endpoint.service == SERVICE:
-            return NoAnswer(f"{where} speaks gRPC but has no {endpoint.service}/{rpc}; it is not KyroDB.", "protocol")
-        return NoAnswer(f"{where} has no {endpoint.service}/{rpc}; KyroDB's service is {SERVICE}.", "protocol")
+            said = f"{where} speaks gRPC but has no {endpoint.service}/{rpc}; it is not KyroDB."
+            return Unimplemented(said, "protocol")
+        return Unimplemented(f"{where} has no {endpoint.service}/{rpc}; KyroDB's service is {SERVICE}.", "protocol")
+    if code == "RESOURCE_EXHAUSTED" or (code == "OUT_OF_RANGE" and "message length" in details):
+        return TooMuch(f"{where} answers {rpc} with {code}: {details}.")
     if code == "DEADLINE_EXCEEDED":
         return NoAnswer(f"{where} accepts connections and does not answer {rpc} within {timeout:.1f} s.", "timeout")
+    if code == "UNAVAILABLE":
+        try:
+            _require_open_port(endpoint, time.monotonic() + 1.0)
+        except NoAnswer as gone:
+            # It was there when the channel was opened.
+            return gone
     if code == "UNAVAILABLE" and not endpoint.tls and _speaks_tls(endpoint):
         return NoAnswer(f"{where} speaks TLS and was asked in plaintext; set kyrodb_tls.", "tls")
     if code == "UNAVAILABLE" and not endpoint.tls:
@@ -320,7 +388,10 @@ class _Connection:
         self.deadline = time.monotonic() + timeout
         self.messages = _Messages.get()
         _require_open_port(endpoint, self.deadline)
-        options: list[tuple[str, t.Any]] = [("grpc.enable_http_proxy", 0)]
+        options: list[tuple[str, t.Any]] = [
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.max_receive_message_length", LARGEST_ANSWER),
+        ]
         if endpoint.tls:
             credentials = grpc.ssl_channel_credentials(
                 _read(endpoint.ca_path, "CA certificate"),
@@ -461,7 +532,7 @@ def highest_doc_id(endpoint: Endpoint, at_least: int, timeout: float = 60.0) -> 
     with _Connection(endpoint, timeout) as connection:
 
         def found(first: int, last: int) -> int:
-            answer = connection.call("BulkQuery", doc_ids=range(first, last + 1))
+            answer = connection.call("BulkQuery", "BulkCount", doc_ids=range(first, last + 1))
             if answer.error:
                 raise NoAnswer(f"KyroDB at {endpoint.address} does not look up documents{_because(answer)}.")
             return int(answer.total_found)
@@ -483,6 +554,116 @@ def highest_doc_id(endpoint: Endpoint, at_least: int, timeout: float = 60.0) -> 
             else:
                 high = middle - 1
     return low
+
+
+class Documents:
+    """The documents of a namespace, over one open channel. Each call has the whole timeout."""
+
+    def __init__(self, endpoint: Endpoint, namespace: str, timeout: float) -> None:
+        self._connection = _Connection(endpoint, timeout)
+        self._where = f"KyroDB at {endpoint.address}"
+        self.namespace = namespace
+        self._has_bulk = True
+        self._at_once = MOST_IDS
+
+    def __enter__(self) -> Documents:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.__exit__(*error)
+
+    def _call(self, rpc: str, message: str = "", **fields: t.Any) -> t.Any:
+        self._connection.deadline = time.monotonic() + self._connection.timeout
+        return self._connection.call(rpc, message, **fields)
+
+    def get(self, doc_id: int, embedding: bool = False) -> Document | None:
+        """One document; None where there is no such document in the namespace."""
+        answer = self._call("Query", doc_id=doc_id, include_embedding=embedding, namespace=self.namespace)
+        return self._document(doc_id, answer)
+
+    def get_many(self, doc_ids: t.Sequence[int], embeddings: bool = False) -> dict[int, Document]:
+        """Those of the documents that exist, in as few calls as the instance and the size of its answers allow."""
+        found: dict[int, Document] = {}
+        place = 0
+        while place < len(doc_ids):
+            piece = doc_ids[place : place + self._at_once]
+            if not self._has_bulk:
+                piece = piece[:1]
+                one = self.get(piece[0], embeddings)
+                found.update({one.doc_id: one} if one else {})
+            else:
+                try:
+                    answer = self._call(
+                        "BulkQuery", doc_ids=piece, include_embeddings=embeddings, namespace=self.namespace
+                    )
+                except Unimplemented:
+                    # Older servers have no such call, and answer about one at a time.
+                    self._has_bulk = False
+                    continue
+                except TooMuch:
+                    if len(piece) == 1:
+                        raise
+                    self._at_once = len(piece) // 2
+                    continue
+                if answer.error:
+                    raise NoAnswer(f"{self._where} does not look up documents{_because(answer)}.")
+                for result in answer.results:
+                    document = self._document(result.doc_id, result)
+                    if document:
+                        found[document.doc_id] = document
+            place += len(piece)
+        return found
+
+    def _document(self, doc_id: int, answer: t.Any) -> Document | None:
+        if answer.found:
+            return Document(doc_id, dict(answer.metadata), list(answer.embedding))
+        if answer.error and "not found" not in answer.error.lower():
+            raise NoAnswer(f"{self._where} does not look up document {doc_id}{_because(answer)}.")
+        return None
+
+    def dimension(self) -> int | None:
+        """How long its vectors are; None where an older server does not tell."""
+        try:
+            return int(self._call("GetConfig", "Config").embedding_dimension) or None
+        except Unimplemented:
+            return None
+
+    def search_ids(self, dimension: int) -> tuple[list[int], int]:
+        """Ids that a search for any vector finds, and how many were asked for: as many as fit into an answer."""
+        most = MOST_HITS
+        while True:
+            vector = [1.0] + [0.0] * (dimension - 1)
+            try:
+                answer = self._call("Search", query_embedding=vector, k=most, min_score=-1.0, namespace=self.namespace)
+            except TooMuch:
+                if most == 1:
+                    raise
+                most //= 2
+                continue
+            if answer.error:
+                raise NoAnswer(f"{self._where} does not search{_because(answer)}.")
+            return [result.doc_id for result in answer.results], most
+
+    def merge_metadata(self, doc_id: int, metadata: t.Mapping[str, str]) -> bool:
+        """Set these keys and leave the others; whether the document exists. Raise Unimplemented on older servers."""
+        answer = self._call("UpdateMetadata", doc_id=doc_id, metadata=metadata, merge=True, namespace=self.namespace)
+        if answer.success:
+            return True
+        if not answer.existed and "not found" in (answer.error.lower() or "not found"):
+            return False
+        raise NoAnswer(f"{self._where} does not update document {doc_id}{_because(answer)}.")
+
+    def insert(self, document: Document) -> None:
+        """Write a document, in the place of the one with its id."""
+        answer = self._call(
+            "Insert",
+            doc_id=document.doc_id,
+            embedding=document.embedding,
+            metadata=document.metadata,
+            namespace=self.namespace,
+        )
+        if not answer.success:
+            raise NoAnswer(f"{self._where} does not insert document {document.doc_id}{_because(answer)}.")
 
 
 def _because(answer: t.Any) -> str:

@@ -63,7 +63,7 @@ class _Run:
                 look = (
                     one_look(self.context, source, check)
                     if source.get("when", True)
-                    else {"outcome": "absent", "note": "not configured here"}
+                    else {"outcome": "absent", "note": source.get("note") or "not configured here"}
                 )
                 self.looks[name].append(look)
                 # JSON is judged on the controller, so the next source may be wanted after all.

@@ -16,16 +16,13 @@ import typing as t
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import http_client, kyrodb
-from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
-from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mask_text
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils import http_client, kyrodb, vritti_api
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer, Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils.vritti_api import Failed
 
 # What Vritti itself gives an instance to answer.
 HEALTH_SECONDS = 5.0
 POLL_SECONDS = 0.5
-_BREAKER = "circuit breaker open"
-_CUSTOMER = re.compile(r"[a-z0-9][a-z0-9-]{1,48}[a-z0-9]")
 # Keys of v0.1.0 have no id in them; later versions also have an index of episodes that nothing can be deleted from.
 _KEY_WITH_ID = re.compile(r"em_live_[0-9a-f]{32}_")
 
@@ -50,25 +47,12 @@ class Settings:
             raise ValueError(f"timeout is {self.timeout}; it is a number of seconds above 0")
         if self.reflection_seconds < 0:
             raise ValueError(f"reflection_seconds is {self.reflection_seconds}; it is a number of seconds from 0")
-        if self.customer and not _CUSTOMER.fullmatch(self.customer):
-            raise ValueError(f"customer is {self.customer!r}; an id has 3 to 50 lower case letters, digits and hyphens")
+        if self.customer:
+            vritti_api.check_customer(self.customer)
         if self.api_key and not self.customer:
             raise ValueError("api_key is set and customer is not; name the customer whose key it is")
         if not self.api_key and not self.admin_api_key:
             raise ValueError("api_key and admin_api_key are both empty; set the one or the other")
-
-
-class _Failed(Exception):
-    """A request that was not answered as it should be; the message is one sentence."""
-
-    def __init__(self, message: str, status: int | None, seconds: float) -> None:
-        super().__init__(message)
-        self.status = status
-        self.seconds = seconds
-
-    @property
-    def maybe_done(self) -> bool:
-        return self.status is None or self.status >= 500
 
 
 class SmokeTest:
@@ -78,10 +62,9 @@ class SmokeTest:
         self.settings = settings
         self.marker = f"oncall-smoke-{secrets.token_hex(4)}"
         self.customer = settings.customer or self.marker
-        self.url = settings.url.rstrip("/")
+        self._api = vritti_api.Api(settings.url, settings.admin_api_key, settings.timeout)
         self.api_key = settings.api_key
         self.namespace = f"{self.customer}:failures"
-        self.changed = False
         self.captured: dict[str, t.Any] | None = None
         self.searched: dict[str, t.Any] | None = None
         self.cleaned: list[str] = []
@@ -107,7 +90,7 @@ class SmokeTest:
                     f"Nothing was sent to Vritti, as the write-ahead log of KyroDB's {name} instance at "
                     f"{endpoint.address} is {wal}."
                 )
-        url = f"{self.url}/health/liveness"
+        url = f"{self._api.url}/health/liveness"
         try:
             status = http_client.get(url, timeout=min(self.settings.timeout, HEALTH_SECONDS)).status
         except NoAnswer as error:
@@ -122,7 +105,7 @@ class SmokeTest:
         made = "" if self.api_key else f"make {'' if customer else 'a customer and '}an API key, "
         return (
             f"Would {made}capture one episode for {customer or 'that customer'} at "
-            f"{http_client.without_credentials(self.url)}, search for it, and remove what it has made."
+            f"{self._api.shown}, search for it, and remove what it has made."
         )
 
     def run(self) -> dict[str, t.Any]:
@@ -132,12 +115,12 @@ class SmokeTest:
             self._prepare()
             self._capture()
             self._search()
-        except _Failed as error:
+        except Failed as error:
             problem = str(error)
         finally:
             self._clean_up()
         return {
-            "changed": self.changed,
+            "changed": self._api.changed,
             "customer": self.customer,
             "captured": self.captured,
             "searched": self.searched,
@@ -161,8 +144,8 @@ class SmokeTest:
             # Later versions refuse the key of another customer here, before anything of theirs is touched.
             path = f"/api/v1/customers/{self.customer}/usage"
             try:
-                self._request("GET", path, 200, headers={"X-API-Key": self.api_key})
-            except _Failed as error:
+                self._customers("GET", path, 200)
+            except Failed as error:
                 if error.status in (401, 403, 404):
                     raise
             return
@@ -174,16 +157,18 @@ class SmokeTest:
                 "subscription_tier": "free",
             }
             try:
-                self._admin("POST", "/api/v1/customers", 201, body)
-            except _Failed as error:
+                self._api.admin("POST", "/api/v1/customers", 201, body)
+            except Failed as error:
                 self._customer_made = error.maybe_done
                 raise
             self._customer_made = True
         # A key that could not be revoked ends by itself.
         wish = {"customer_id": self.customer, "name": self.marker, "expires_in_days": 1}
         try:
-            answer, _status, _seconds = self._admin("POST", f"/api/v1/customers/{self.customer}/api-keys", 201, wish)
-        except _Failed as error:
+            answer, _status, _seconds = self._api.admin(
+                "POST", f"/api/v1/customers/{self.customer}/api-keys", 201, wish
+            )
+        except Failed as error:
             if error.maybe_done:
                 self._leave_unknown_key()
             raise
@@ -192,7 +177,7 @@ class SmokeTest:
         if not self._key_id:
             self._leave_unknown_key()
         if not self.api_key:
-            raise _Failed(f"Vritti's answer to POST /api/v1/customers/{self.customer}/api-keys holds no key.", 201, 0.0)
+            raise Failed(f"Vritti's answer to POST /api/v1/customers/{self.customer}/api-keys holds no key.", 201, 0.0)
 
     def _leave_unknown_key(self) -> None:
         self.left.append(
@@ -214,10 +199,10 @@ class SmokeTest:
         }
         try:
             self._episode, status, seconds = self._customers("POST", path, 201, body)
-        except _Failed as error:
+        except Failed as error:
             self.captured = {"status": error.status, "episode_id": None, "seconds": error.seconds}
             # An open breaker lets nothing through to KyroDB.
-            if error.maybe_done and _BREAKER not in str(error):
+            if error.maybe_done and vritti_api.BREAKER not in str(error):
                 self._leave_unknown_episode()
             raise
         self.captured = {"status": status, "episode_id": self._episode_id, "seconds": seconds}
@@ -244,7 +229,7 @@ class SmokeTest:
         body = {"goal": self._goal, "k": 10, "min_similarity": 0.0, "precondition_threshold": 0.0}
         try:
             answer, status, seconds = self._customers("POST", "/api/v1/search", 200, body)
-        except _Failed as error:
+        except Failed as error:
             self.searched = {"status": error.status, "found": None, "seconds": error.seconds}
             raise
         found = self.marker in json.dumps(answer.get("results"))
@@ -265,8 +250,8 @@ class SmokeTest:
 
     def _undo(self, method: str, path: str, wanted: int, body: t.Any, what: str, done: str) -> bool:
         try:
-            self._admin(method, path, wanted, body)
-        except _Failed as error:
+            self._api.admin(method, path, wanted, body)
+        except Failed as error:
             self.left.append(f"{what[0].upper()}{what[1:]} was not {done}: {error}")
             return False
         self.cleaned.append(f"{done} {what}")
@@ -315,59 +300,7 @@ class SmokeTest:
                 return
             time.sleep(POLL_SECONDS)
 
-    def _admin(self, method: str, path: str, wanted: int, body: t.Any = None) -> tuple[dict[str, t.Any], int, float]:
-        # Which of the two is read depends on the route and on Vritti's version.
-        key = self.settings.admin_api_key
-        return self._request(method, path, wanted, body, {"X-Admin-API-Key": key, "X-Admin-Key": key})
-
-    def _customers(self, method: str, path: str, wanted: int, body: t.Any) -> tuple[dict[str, t.Any], int, float]:
-        return self._request(method, path, wanted, body, {"X-API-Key": self.api_key})
-
-    def _request(
-        self, method: str, path: str, wanted: int, body: t.Any = None, headers: t.Mapping[str, str] | None = None
+    def _customers(
+        self, method: str, path: str, wanted: int, body: t.Any = None
     ) -> tuple[dict[str, t.Any], int, float]:
-        """The object in the answer, its status and the seconds that it took."""
-        url = f"{self.url}{path}"
-        began = time.monotonic()
-        try:
-            if method == "GET":
-                answer = http_client.get(url, headers, self.settings.timeout)
-            else:
-                answer = http_client.send(method, url, body, headers, self.settings.timeout)
-        except NoAnswer as error:
-            # It may have come as far as Vritti.
-            self.changed = self.changed or method != "GET"
-            raise _Failed(str(error), None, round(time.monotonic() - began, 3)) from None
-        self.changed = self.changed or (method != "GET" and not 400 <= answer.status < 500)
-        try:
-            found = json.loads(answer.body)
-        except ValueError:
-            found = None
-        seconds = round(answer.total, 3)
-        if answer.status != wanted:
-            shown = f"{method} {http_client.without_credentials(self.url)}{path.partition('?')[0]}"
-            detail = self._detail(answer.body, found)
-            hint = self._hint(answer.status, detail, headers or {})
-            raise _Failed(
-                f"{shown} answers {answer.status} and not {wanted}{detail and ': '}{detail}{hint}.",
-                answer.status,
-                seconds,
-            )
-        return (found if isinstance(found, dict) else {}), answer.status, seconds
-
-    def _detail(self, body: bytes, found: t.Any) -> str:
-        """What the service says of an error, as it may be shown."""
-        detail = (found.get("detail") or found.get("error")) if isinstance(found, dict) else None
-        if detail is None:
-            detail = body.decode("utf-8", "replace")
-        text = detail if isinstance(detail, str) else json.dumps(detail)
-        known = (self.api_key, self.settings.api_key, self.settings.admin_api_key)
-        return " ".join(mask_text(text, known).split())[:300].rstrip(". ")
-
-    @staticmethod
-    def _hint(status: int, detail: str, headers: t.Mapping[str, str]) -> str:
-        if _BREAKER in detail:
-            return "; restart Vritti, whose circuit breaker does not close again by itself"
-        if status in (401, 403):
-            return "; check admin_api_key" if "X-Admin-Key" in headers else "; check customer and api_key"
-        return ""
+        return self._api.request(method, path, wanted, body, {"X-API-Key": self.api_key}, "check customer and api_key")

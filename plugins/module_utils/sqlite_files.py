@@ -44,6 +44,8 @@ _COMPRESSED = (
     b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"BZh", b"PK\x03\x04", b"7z\xbc\xaf", b"\x04\x22\x4d\x18",
     b"\x78\x01", b"\x78\x9c", b"\x78\xda", b"\x89PNG", b"\xff\xd8\xff", b"%PDF",
 )  # fmt: skip
+# The byte of a -shm that every client keeps locked as long as it has it open.
+_SHM_OPEN = 128
 _LOCK_FIRST, _RESERVED, _LOCK_LAST = 0x40000000, 0x40000001, 0x400001FF
 # Writes within one tick of the kernel's clock leave the same modification time.
 _TICK = 0.05
@@ -378,9 +380,23 @@ def _way(path: str, file: int, deadline: float) -> _Way:
         if time.monotonic() > deadline:
             raise Changed
         time.sleep(0.001)
-    if os.path.exists(path + "-shm"):
+    if os.path.exists(path + "-shm") and not _is_abandoned(path):
         return _IN_PLACE
     return _Way({"mode": "rw"}, copied=True, fingerprint=fingerprint(path))
+
+
+def _is_abandoned(path: str) -> bool:
+    """Whether a client was killed while it began a log anew, of which its -shm, that nobody has open, knows nothing.
+
+    SQLite would try again and again to read it in place. The salts stand in the headers of the log and of its index:
+    https://www.sqlite.org/walformat.html
+    """
+    try:
+        with open(path + "-wal", "rb") as log, open(path + "-shm", "rb") as index:
+            salts = os.pread(log.fileno(), 8, 16), os.pread(index.fileno(), 8, 32)
+            return salts[0] != salts[1] and _blocker(index.fileno(), _SHM_OPEN, _SHM_OPEN, fcntl.F_WRLCK) is None
+    except FileNotFoundError:
+        return False
 
 
 def _header(file: int) -> Header:
@@ -432,8 +448,7 @@ def _read(path: str, function: t.Callable[[sqlite3.Connection], T], timeout: flo
             return _read_once(path, function, max(0.1, deadline - time.monotonic()), way)
         except (Changed, FileNotFoundError):
             # Written to, or a sidecar came or went between looking and opening.
-            if as_client and os.path.exists(path):
-                way = _AS_CLIENT
+            way = _AS_CLIENT if as_client and os.path.exists(path) else None
             problem: Exception = Locked(f"{path} is written to without a pause; a longer timeout may find one.")
         except _Blocked as error:
             problem = Locked(f"{path} is locked by {error}; wait for its end.")
@@ -441,7 +456,7 @@ def _read(path: str, function: t.Callable[[sqlite3.Connection], T], timeout: flo
             raise cannot(path, error) from None
         except sqlite3.OperationalError as error:
             said = str(error)
-            if "locked" in said or "busy" in said:
+            if any(word in said for word in ("locked", "busy", "locking protocol")):
                 # Not every lock is waited for by SQLite itself, such as that of a client that closes.
                 problem = Locked(f"{path} is locked by {_who(_lockers(path))}; wait for its end.")
             elif "unable to open" in said or "readonly database" in said:
@@ -598,7 +613,8 @@ def _messages(connection: sqlite3.Connection, pragma: str) -> t.Iterator[str]:
 
 
 def is_no_damage(error: sqlite3.DatabaseError) -> bool:
-    return any(word in str(error) for word in ("locked", "busy", "unable to open", "interrupted", "readonly"))
+    words = ("locked", "busy", "unable to open", "interrupted", "readonly", "protocol")
+    return any(word in str(error) for word in words)
 
 
 def _broken_references(connection: sqlite3.Connection) -> tuple[list[str], int]:
@@ -734,24 +750,43 @@ def _reindexed(copy: sqlite3.Connection) -> bool | None:
 _ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, 33)  # 33: SQLITE_RECURSIVE
 
 
-def one_value(connection: sqlite3.Connection, query: str) -> t.Any:
-    """The value that a query for one row with one column gives. Anything but reading is refused."""
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """A SELECT with the values that are bound to its parameters; of one value, or of `most` rows."""
+
+    text: str
+    values: t.Sequence[t.Any] = ()
+    most: int = 0
+
+
+def answer(connection: sqlite3.Connection, query: Query) -> t.Any:
+    """The one value that a query gives, or its first rows as mappings. Anything but reading is refused."""
+    is_one = "one SELECT" if query.most else "one SELECT of one row with one column"
     connection.set_authorizer(lambda action, *_about: sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY)
     try:
-        rows = connection.execute(str(query)).fetchmany(2)
+        cursor = connection.execute(query.text, tuple(query.values))
+        rows = cursor.fetchmany(query.most or 2)
     except sqlite3.DatabaseError as error:
         if "malformed" in str(error) or is_no_damage(error):
             raise
-        raise NoAnswer(f"The query is refused: {error}; it is one SELECT of one row with one column.") from None
+        raise NoAnswer(f"The query is refused: {error}; it is {is_one}.") from None
     except (sqlite3.Warning, ValueError) as error:
-        raise NoAnswer(f"The query is refused: {error}; it is one SELECT of one row with one column.") from None
+        raise NoAnswer(f"The query is refused: {error}; it is {is_one}.") from None
     finally:
         # Before Python 3.11 None would deny everything.
         connection.set_authorizer(lambda *_about: sqlite3.SQLITE_OK)
+    if query.most:
+        names = [column[0] for column in cursor.description or ()]
+        return [dict(zip(names, map(_printable, row))) for row in rows]
+    if not rows and query.values:
+        raise NoAnswer(f"There is no row for {', '.join(map(repr, query.values))}.", "no data")
     if len(rows) != 1 or len(rows[0]) != 1:
         shape = f"{len(rows[0])} columns" if rows and len(rows[0]) != 1 else "no row" if not rows else "several rows"
-        raise NoAnswer(f"The query gives {shape}; it is one SELECT of one row with one column.", "no data")
-    value = rows[0][0]
+        raise NoAnswer(f"The query gives {shape}; it is {is_one}.", "no data")
+    return _printable(rows[0][0])
+
+
+def _printable(value: t.Any) -> t.Any:
     return value.hex() if isinstance(value, bytes) else value
 
 
@@ -764,7 +799,7 @@ def look(
     *,
     expect_tables: t.Sequence[str] = (),
     count_tables: bool = False,
-    queries: t.Mapping[str, str] | None = None,
+    queries: t.Mapping[str, str | Query] | None = None,
     timeout: float = 5.0,
     budget: float | None = None,
 ) -> Seen:
@@ -818,7 +853,7 @@ def _look(
     depth: str,
     expect_tables: t.Sequence[str],
     count_tables: bool,
-    queries: t.Mapping[str, str] | None,
+    queries: t.Mapping[str, str | Query] | None,
     timeout: float,
     budget: float | None,
 ) -> Seen:
@@ -885,7 +920,10 @@ def _look(
         if count_tables:
             seen["rows"] = counts(connection)
         if queries:
-            seen["query_results"] = {name: one_value(connection, query) for name, query in queries.items()}
+            seen["query_results"] = {
+                name: answer(connection, query if isinstance(query, Query) else Query(str(query)))
+                for name, query in queries.items()
+            }
 
     try:
         read(real, everything, timeout)

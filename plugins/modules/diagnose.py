@@ -59,7 +59,7 @@ options:
   severities:
     description:
       - What each of the service's labels means, as V(critical), V(high), V(medium) or V(low).
-      - Without it the variable C(<service>_severities), where there is one; likewise O(page_after).
+      - Without it the variable C(<service>_severities), where there is one; likewise O(escalation) and O(contacts).
     type: dict
     default:
       P1: critical
@@ -104,8 +104,14 @@ options:
   own_record:
     description: The record of the remediation that this look is part of.
     type: str
-  page_after:
-    description: The seconds for which a breach of a label may last before somebody is to be paged.
+  escalation:
+    description:
+      - What each label asks of people, with C(respond_within) in seconds and C(path), who is told one after the other.
+      - With C(page) a breach that lasts longer than that asks for the on-call engineer to be paged.
+    type: dict
+    default: {}
+  contacts:
+    description: Where the people on those paths are found, such as a schedule or a channel. What is empty is left out.
     type: dict
     default: {}
   record_dir:
@@ -194,9 +200,25 @@ diagnosis:
       description: The worst breach's label in the service's own words, or null.
       type: str
       sample: P2
+    escalation:
+      description:
+        - What the worst breach asks of people, with C(label), C(respond_within) in seconds and C(path), in C(others)
+          the same for the other labels of the findings, and the C(contacts).
+        - Null without a breach that O(escalation) knows.
+      type: dict
+      sample:
+        label: P1
+        respond_within: 900
+        path: [on-call, team lead, VP Engineering]
+        others: []
+        contacts: {Slack: "#vritti-incidents"}
     summary:
       description: One sentence that names the cause.
       type: str
+    line:
+      description: What the output shows of the host on its one line, where the runbook says how (C(<runbook>_line)).
+      type: str
+      returned: where the runbook says so
     findings:
       description:
         - One for each check, with C(id), C(title), C(status) (V(ok), V(breach), V(unknown) or V(skipped)),

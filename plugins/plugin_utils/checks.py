@@ -25,6 +25,7 @@ SOURCE_SPEC: dict[str, t.Any] = {
     "scale": {"type": "float", "default": 1.0},
     "note": {"type": "str"},
     "lifetime": {"type": "bool", "default": False},
+    "missing": {"type": "str"},
 }
 THRESHOLD_SPEC: dict[str, t.Any] = {
     "above": {"type": "float"},
@@ -67,6 +68,11 @@ STEP_SPEC: dict[str, t.Any] = {
     "replaces": {"type": "list", "elements": "str", "default": []},
     # Higher than the operation's own, where these parameters make it so.
     "risk": {"type": "str", "choices": RISKS},
+}
+ESCALATION_SPEC: dict[str, t.Any] = {
+    "respond_within": {"type": "int", "required": True},
+    "path": {"type": "list", "elements": "str", "required": True},
+    "page": {"type": "bool", "default": False},
 }
 OPERATION_SPEC: dict[str, t.Any] = {
     "risk": {"type": "str", "choices": RISKS, "required": True},
@@ -139,7 +145,7 @@ def _source(data: t.Any, place: int, others: t.Mapping[str, t.Any]) -> dict[str,
     what = f"{what} ({data['probe']})"
     if str(data.get("when", True)).lower() in ("false", "no", "off", "n", "f", "0"):
         # What is not there need not be complete: its address may be an empty variable.
-        return {"probe": data["probe"], "when": False, "scale": 1.0}
+        return {"probe": data["probe"], "when": False, "scale": 1.0, "note": data.get("note")}
     source = _validated(data, {**SOURCE_SPEC, **probe.SPEC}, what, **probe.RULES)
     try:
         probe.validate(source)
@@ -280,6 +286,30 @@ def validate_operation(name: str, data: t.Any) -> dict[str, t.Any]:
     if isinstance(data, t.Mapping) and BROKEN in data:
         raise Wrong(f"the operation {name}: {data[BROKEN]}")
     return _validated(data, OPERATION_SPEC, f"the operation {name}")
+
+
+def validate_escalation(data: t.Any, severities: t.Mapping[str, str]) -> dict[str, dict[str, t.Any]]:
+    """What each label asks of people, with types and defaults, or Wrong."""
+    if not isinstance(data, t.Mapping):
+        raise Wrong(f"it is {type(data).__name__}, not a mapping of labels")
+    table = {}
+    for label, item in data.items():
+        if label not in severities:
+            raise Wrong(f"the label {label!r} is none of this service's: {', '.join(severities)}")
+        entry = _validated(item, ESCALATION_SPEC, str(label))
+        if entry["respond_within"] <= 0:
+            raise Wrong(f"{label} is to be responded to within {entry['respond_within']} s; it is a number above 0")
+        if not entry["path"]:
+            raise Wrong(f"{label} has an empty path, so nobody would be told")
+        table[str(label)] = entry
+    return table
+
+
+def validate_contacts(data: t.Any) -> dict[str, str]:
+    """Where people are found, without what is empty, or Wrong."""
+    if not isinstance(data, t.Mapping):
+        raise Wrong(f"it is {type(data).__name__}, not a mapping of names to texts")
+    return {str(name): str(text) for name, text in data.items() if text}
 
 
 def validate_causes(data: t.Any, names: t.Container[str]) -> list[dict[str, t.Any]]:

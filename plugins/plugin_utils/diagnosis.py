@@ -81,6 +81,8 @@ def _choose(
                 reason = f"{look['samples']:.0f} samples, and {least} are needed"
             elif look.get("samples") is not None:
                 reason = f"nothing was observed{f' ({reason})' if reason else ''}"
+            if value is None and source.get("missing"):
+                reason = source["missing"]
         absent = absent and outcome == "absent"
         forbidden = forbidden or look.get("kind") == "permission"
         # Silence for these reasons is about the question, not about the service.
@@ -270,10 +272,23 @@ def reached(findings: t.Sequence[Finding], levels: t.Sequence[str]) -> bool:
     return "unknown" in levels and any(item["status"] == "unknown" for item in findings)
 
 
-def page(findings: t.Sequence[Finding], after: t.Mapping[str, t.Any]) -> None:
-    """Say so in the evidence of a breach that lasts longer than its label may without somebody being paged."""
+def escalation(
+    findings: t.Sequence[Finding], table: t.Mapping[str, t.Mapping[str, t.Any]], contacts: t.Mapping[str, str]
+) -> dict[str, t.Any] | None:
+    """What the worst breach asks of people, and what the labels of the others do."""
+    breaches = sorted((item for item in findings if item["status"] == "breach"), key=_rank)
+    labels = [name for name in dict.fromkeys(item["label"] for item in breaches) if name in table]
+    told = [
+        {"label": name, "respond_within": table[name]["respond_within"], "path": table[name]["path"]} for name in labels
+    ]
+    return {**told[0], "others": told[1:], "contacts": dict(contacts)} if told else None
+
+
+def page(findings: t.Sequence[Finding], table: t.Mapping[str, t.Mapping[str, t.Any]]) -> None:
+    """Say so in the evidence of a breach that nobody may leave for longer than its label's response time."""
     for item in findings:
-        limit = judge.number(after.get(item["label"])) if item["status"] == "breach" else None
+        entry = table.get(item["label"]) if item["status"] == "breach" else None
+        limit = entry["respond_within"] if entry and entry.get("page") else None
         since = seconds(str(item["evidence"].get("since"))) if limit is not None else None
         lasted = (seconds(item["observed_at"]) or 0.0) - since if since else None
         if limit is not None and lasted is not None and lasted >= limit:
@@ -313,6 +328,17 @@ def summarise(findings: t.Sequence[Finding], causes: t.Sequence[t.Mapping[str, t
         return "Nothing could be established: every check was skipped."
     measured = next((item for item in good if item["unit"]), good[0])
     return f"Nothing wrong: {len(good)} checks are ok; {measured['title']} is {_observed(measured)}."
+
+
+def line(template: str, findings: t.Sequence[Finding]) -> str:
+    """What a host shows on its one line: `$id` is what that check observed. What is not known is never left out."""
+    values = {}
+    for item in reversed(findings):
+        seen = judge.show(item["observed"], item["unit"]) if item["observed"] is not None else "no answer"
+        if item["evidence"].get("window") == judge.SINCE_START:
+            seen += f" {judge.SINCE_START}"
+        values[item["id"]] = {"skipped": "-", "unknown": "unknown"}.get(item["status"], seen)
+    return string.Template(template).safe_substitute(values)
 
 
 def _observed(item: Finding) -> str:

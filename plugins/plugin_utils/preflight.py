@@ -31,6 +31,15 @@ def refuse_tags(
     return None
 
 
+def refuse_without_steps(runbook: str, run_tags: t.Sequence[str], has_steps: t.Callable[[], bool]) -> str | None:
+    """Why a runbook that only diagnoses does nothing under a tag that changes or compares, or None."""
+    asked = next((tag for tag in OURS[1:] if tag in run_tags), None)
+    if asked is None or has_steps():
+        return None
+    what = {"verify": "verify", "remediate": "remediate", "rollback": "roll back"}[asked]
+    return f"{runbook} only diagnoses, so there is nothing to {what}; leave --tags {asked} out."
+
+
 def refuse_mode(mode: str, run_tags: t.Sequence[str], skip_tags: t.Sequence[str]) -> tuple[str | None, str | None]:
     """Why a change must not be made under these tags: an error, or under other people's tags a remark."""
     ours = [tag for tag in run_tags if tag in OURS]

@@ -23,15 +23,22 @@ def render(
     diagnosis: t.Mapping[str, t.Any], width: int = WIDTH, paint: Paint = plain, remediate: str | None = None
 ) -> list[str]:
     """The lines to print for one host; `remediate` is the command that applies its plan."""
+    if "line" in diagnosis:
+        return overview([diagnosis], width, paint)
     width = max(60, width)
     status = str(diagnosis["status"])
-    badge = " ".join(filter(None, (status.upper(), diagnosis["label"])))
+    badge = _badge(diagnosis)
     head = f"{diagnosis['host']}  {diagnosis['runbook']}"
     lines = [f"{paint(badge, diagnosis['severity'] or status)}  {head}"]
+    people = diagnosis.get("escalation")
+    whom = responds(people) if people else ""
+    # The answer stays in the first three lines: whom it concerns is beside it, not below.
+    if whom and len(f"{badge}  {head}  {whom}") <= width:
+        lines[0] += f"  {whom}"
+        whom = ""
     lines += textwrap.wrap(str(diagnosis["summary"]), width - 2, initial_indent="  ", subsequent_indent="  ")
-    pages = [item["evidence"]["page"] for item in diagnosis["findings"] if item["evidence"].get("page")]
-    if pages:
-        lines += textwrap.wrap(str(pages[0]), width - 2, initial_indent="  ", subsequent_indent="  ")
+    lines += textwrap.wrap(_page(diagnosis), width - 2, initial_indent="  ", subsequent_indent="  ")
+    lines += textwrap.wrap(whom, width - 2, initial_indent="  ", subsequent_indent="  ")
     if remediate and diagnosis.get("plan"):
         # To be copied, so it is not wrapped.
         lines.append(f"  Remediate: {remediate}")
@@ -46,6 +53,7 @@ def render(
         return lines
     lines.append("")
     lines += _table(diagnosis["findings"], width, paint)
+    lines += _people([diagnosis], width)
     lines += _notes(diagnosis["findings"], width)
     changed = _changes(diagnosis["findings"])
     if changed:
@@ -68,6 +76,60 @@ def render(
     if diagnosis.get("plan"):
         lines += ["", *plan_lines(diagnosis["plan"], width, diagnosis["findings"])]
     return lines
+
+
+def overview(diagnoses: t.Sequence[t.Mapping[str, t.Any]], width: int = WIDTH, paint: Paint = plain) -> list[str]:
+    """One line per host, never wrapped, and below them what their labels ask of people."""
+    badges = [_badge(diagnosis) for diagnosis in diagnoses]
+    longest = max(len(badge) for badge in badges)
+    hosts = max(len(str(diagnosis["host"])) for diagnosis in diagnoses)
+    lines = []
+    for diagnosis, badge in zip(diagnoses, badges):
+        status = str(diagnosis["status"])
+        # Where something is wrong the cause comes first: what follows may be beyond the terminal's edge.
+        cause = "" if status == "healthy" else " ".join(str(diagnosis["summary"]).split())
+        shown = f"({diagnosis['line']})" if cause and diagnosis["line"] else diagnosis["line"]
+        painted = paint(badge, diagnosis["severity"] or status) + " " * (longest - len(badge))
+        words = " ".join(filter(None, (cause, _page(diagnosis), shown)))
+        lines.append(f"{diagnosis['host']:<{hosts}}  {painted}  {words}".rstrip())
+    return lines + _people(diagnoses, width, everybody=True)
+
+
+def responds(entry: t.Mapping[str, t.Any]) -> str:
+    """Who responds to a label, and within which time."""
+    seconds = int(entry["respond_within"])
+    size, word = next(
+        (size, word) for size, word in ((3600, "hour"), (60, "minute"), (1, "second")) if seconds % size == 0
+    )
+    count = seconds // size
+    return f"{entry['label']}: {count} {word}{'s' if count > 1 else ''}, {' → '.join(entry['path'])}"
+
+
+def _badge(diagnosis: t.Mapping[str, t.Any]) -> str:
+    return " ".join(filter(None, (str(diagnosis["status"]).upper(), diagnosis["label"])))
+
+
+def _page(diagnosis: t.Mapping[str, t.Any]) -> str:
+    """The sentence that somebody is to be paged, where one is."""
+    return next((str(item["evidence"]["page"]) for item in diagnosis["findings"] if item["evidence"].get("page")), "")
+
+
+def _people(diagnoses: t.Sequence[t.Mapping[str, t.Any]], width: int, everybody: bool = False) -> list[str]:
+    """Who responds to the labels that the first line does not tell of, or to all of them, and where they are found."""
+    told = [diagnosis["escalation"] for diagnosis in diagnoses if diagnosis.get("escalation")]
+    entries = [entry for one in told for entry in ([one] if everybody else []) + one["others"]]
+    places = {f"{name}: {place}": None for one in told for name, place in one["contacts"].items()}
+    # What is to be responded to soonest comes first.
+    named = dict.fromkeys(responds(entry) for entry in sorted(entries, key=lambda entry: entry["respond_within"]))
+    texts = [*named, *(["Contacts: " + "; ".join(places)] if places else [])]
+    lines = [
+        line
+        for text in texts
+        for line in textwrap.wrap(
+            text, width - 2, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+        )
+    ]
+    return ["", *lines] if lines else []
 
 
 def plan_lines(

@@ -208,9 +208,11 @@ def digest(*parts: str) -> str:
 
 
 def requirements() -> str:
-    """What the lab imports: all that the demo needs but Ansible, which stays on the controller."""
-    lines = (ROOT / "requirements/demo.txt").read_text(encoding="utf-8").splitlines()
-    return "".join(f"{line}\n" for line in lines if re.match(r"\w", line) and not line.startswith("ansible-core"))
+    """What the lab imports, which is all that the demo needs but Ansible, and what modules pack archives with."""
+    demo, target = ((ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8") for name in ("demo", "target"))
+    lines = [line for line in demo.splitlines() if re.match(r"\w", line) and not line.startswith("ansible-core")]
+    lines += [line for line in target.splitlines() if line.startswith("zstandard")]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def provide_image(engine: Engine) -> str:

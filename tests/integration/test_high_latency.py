@@ -19,7 +19,7 @@ from tests.integration.playbook_helpers import BIN, REPOSITORY, ansible, diagnos
 
 DIAGNOSIS_KEYS = (
     *("schema", "runbook", "service", "host", "started_at", "duration_ms"),
-    *("status", "severity", "label", "summary", "findings", "plan"),
+    *("status", "severity", "label", "escalation", "summary", "findings", "plan"),
 )
 FINDING_KEYS = (
     *("id", "title", "status", "severity", "label", "observed", "unit", "expected"),

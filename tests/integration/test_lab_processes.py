@@ -157,7 +157,7 @@ def test_reflections_are_finished_before_the_process_ends(tmp_path: Path) -> Non
         os.kill(lab.pid(), signal.SIGTERM)
         eventually(lambda: lab.status()["processes"]["vritti"]["state"] == "exited", "it ended")
         assert lab.logged("Waiting for 1 background reflections") == 1
-        assert lab.logged("Reflection generated for episode") == 1
+        assert lab.logged("Reflection generated and persisted for episode") == 1
 
 
 def test_environment_file_syntax(tmp_path: Path) -> None:

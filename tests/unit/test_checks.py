@@ -16,6 +16,8 @@ from ansible_collections.oncall.runbooks.plugins.plugin_utils.checks import (
     validate_causes,
     validate_check,
     validate_checks,
+    validate_contacts,
+    validate_escalation,
     validate_operation,
     validate_steps,
 )
@@ -60,6 +62,7 @@ def test_types_and_defaults():
         "scale": 1.0,
         "note": None,
         "lifetime": False,
+        "missing": None,
     }
     assert {key: good[key] for key in ("on_no_data", "needs", "explains", "track", "suggests", "min_samples")} == {
         "on_no_data": "unknown",
@@ -202,6 +205,13 @@ def test_the_same_look_by_hand_is_that_of_the_source_in_use():
     assert "None" not in made["reproduce"]
 
 
+def test_source_that_is_not_in_use_keeps_its_reason():
+    made = validate_check(
+        check(sources=[{"probe": "http", "url": "", "when": False, "note": "nobody is named"}]), LABELS
+    )
+    assert made["sources"][0]["note"] == "nobody is named"
+
+
 def test_one_wrong_check_does_not_take_the_others_down():
     good, bad = validate_checks([check("a"), {"id": "b", "title": "B's title"}, "c", check("d")], LABELS)
     assert [item["id"] for item in good] == ["a", "d"]
@@ -302,6 +312,43 @@ def test_causes_that_are_wrong(cause, says):
     with pytest.raises(Wrong) as caught:
         validate_causes([cause], {"a", "b"})
     assert says in str(caught.value)
+
+
+SECONDS = {"respond_within": 900, "path": ["on-call"]}
+
+
+def test_escalation_has_types_and_defaults():
+    table = validate_escalation({"P1": {**SECONDS, "page": "yes"}, "P2": {**SECONDS, "respond_within": "60"}}, LABELS)
+    assert table == {
+        "P1": {"respond_within": 900, "path": ["on-call"], "page": True},
+        "P2": {"respond_within": 60, "path": ["on-call"], "page": False},
+    }
+    assert validate_escalation({}, LABELS) == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("soon", "it is str, not a mapping of labels"),
+        ({"SEV1": SECONDS}, "the label 'SEV1' is none of this service's: P1"),
+        ({"P1": "soon"}, "P1 is str, not a mapping"),
+        ({"P1": {**SECONDS, "pth": []}}, "P1 has the unknown key 'pth'; did you mean 'path'?"),
+        ({"P1": {"path": ["on-call"]}}, "missing required arguments: respond_within"),
+        ({"P1": {**SECONDS, "respond_within": "soon"}}, "P1: "),
+        ({"P1": {**SECONDS, "respond_within": 0}}, "P1 is to be responded to within 0 s; it is a number above 0"),
+        ({"P1": {**SECONDS, "path": []}}, "P1 has an empty path"),
+    ],
+)
+def test_escalation_that_is_wrong(data, says):
+    with pytest.raises(Wrong) as caught:
+        validate_escalation(data, LABELS)
+    assert says in str(caught.value)
+
+
+def test_contacts_without_what_is_empty():
+    assert validate_contacts({"Slack": "#x", "mail": "", "page": None, "phone": 112}) == {"Slack": "#x", "phone": "112"}
+    with pytest.raises(Wrong, match="it is list, not a mapping"):
+        validate_contacts(["#x"])
 
 
 def test_options_of_the_task():

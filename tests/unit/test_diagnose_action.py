@@ -128,6 +128,9 @@ VAULT = """!vault |
 """
 
 
+RESPONDS = "P2: 1 hour, on-call → team lead"
+
+
 class Service(http.server.BaseHTTPRequestHandler):
     asked: ClassVar[list[str]] = []
 
@@ -162,6 +165,8 @@ def run(tmp_path_factory):
         f"    url: http://127.0.0.1:{server.server_address[1]}\n"
         f"    the_key: {SECRET}\n"
         f"    broken_key: {VAULT}\n"
+        "    vritti_escalation: {P2: {respond_within: 3600, path: [on-call, team lead]}}\n"
+        "    vritti_contacts: '{{ [] }}'\n"
     )
     (folder / "password").write_text("another password")
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
@@ -223,9 +228,21 @@ def test_host_without_python_has_a_diagnosis(run):
     assert {one["status"] for one in diagnosis["findings"]} == {"unknown"}
 
 
+def test_who_responds_is_what_the_service_says(run):
+    assert load(run, "here")["escalation"] == {
+        "label": "P2",
+        "respond_within": 3600,
+        "path": ["on-call", "team lead"],
+        "others": [],
+        "contacts": {},
+    }
+    assert load(run, "bare")["escalation"] is None
+
+
 def test_run_is_red_for_what_is_wrong_with_it(run):
     status, output, _reports = run
     assert status == 2
+    assert "The contacts of vritti are wrong: it is list, not a mapping of names to texts." in output
     assert "The check typo is wrong: source 1 (http) has the unknown key 'ulr'; did you mean 'url'?" in output
 
 
@@ -235,7 +252,7 @@ def test_callback_shows_the_answer_and_no_noise(run):
     assert "PLAY" not in output
     assert "TASK" not in output
     assert "2 hosts: 1 degraded, 1 unknown" in lines
-    first, second = lines.index("DEGRADED P2  here  sample"), lines.index("UNKNOWN  bare  sample")
+    first, second = lines.index(f"DEGRADED P2  here  sample  {RESPONDS}"), lines.index("UNKNOWN  bare  sample")
     assert first < second, "the worst comes first"
     assert lines[first + 1].startswith("  It says degraded.")
     assert lines[first + 2] == "  Next: Look at the disk."

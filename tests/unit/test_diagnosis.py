@@ -14,9 +14,11 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.diagnose_spec impo
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.checks import validate_check
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import (
     capped,
+    escalation,
     finding,
     judge_all,
     judge_check,
+    line,
     overall,
     page,
     reached,
@@ -345,7 +347,7 @@ def test_duration_from_a_servers_history(values, minutes):
 def test_a_servers_history_pages_without_an_earlier_diagnosis():
     look = value(99, evidence={"history": history(*(99,) * 20)})
     found = diagnosed([check()], {"a": [look]})
-    page(list(found.values()), {"P2": 900})
+    page(list(found.values()), {"P2": {"respond_within": 900, "path": ["on-call"], "page": True}})
     assert found["a"]["evidence"]["page"] == (
         "Page the on-call engineer: Title of a is P2 for 19 min by the Prometheus server, more than 15 min."
     )
@@ -588,6 +590,62 @@ def test_a_breach_that_lasts_is_to_be_paged(since, says):
         return finding("a", "a", "2026-11-24T03:00:00Z", status="breach", label=label, evidence=evidence)
 
     late, other = lasting("P1"), lasting("P2")
-    page([late, other], {"P1": 900})
+    page([late, other], {"P1": ESCALATION["P1"], "P2": {**ESCALATION["P2"], "respond_within": 60}})
     assert late["evidence"].get("page") == says
-    assert "page" not in other["evidence"]
+    assert "page" not in other["evidence"], "only what says so is paged"
+
+
+ESCALATION = {
+    "P1": {"respond_within": 900, "path": ["on-call", "team lead"], "page": True},
+    "P2": {"respond_within": 3600, "path": ["on-call"], "page": False},
+    "P4": {"respond_within": 86400, "path": ["normal ticket queue"], "page": False},
+}
+
+
+def of(status, label=None):
+    severity = LABELS.get(label)
+    return finding(f"{status}_{label}", "A", NOW, status=status, label=label, severity=severity)
+
+
+def test_the_escalation_is_that_of_the_worst_breach_and_names_the_other_labels():
+    findings = [of("breach", "P4"), of("breach", "P2"), of("ok"), of("breach", "P1"), of("breach", "P2")]
+    assert escalation(findings, ESCALATION, {"Slack": "#x"}) == {
+        "label": "P1",
+        "respond_within": 900,
+        "path": ["on-call", "team lead"],
+        "others": [
+            {"label": "P2", "respond_within": 3600, "path": ["on-call"]},
+            {"label": "P4", "respond_within": 86400, "path": ["normal ticket queue"]},
+        ],
+        "contacts": {"Slack": "#x"},
+    }
+
+
+@pytest.mark.parametrize("findings", [[], [of("ok"), of("unknown"), of("skipped")], [of("breach", "P3")]])
+def test_no_escalation_without_a_breach_that_the_table_knows(findings):
+    assert escalation(findings, ESCALATION, {"Slack": "#x"}) is None
+
+
+# --- one line per host
+
+
+def test_the_line_has_values_with_their_units_and_never_passes_over_what_is_not_known():
+    findings = [
+        finding("p99", "A", NOW, status="ok", observed=0.012, unit="s"),
+        finding("old", "B", NOW, status="breach", observed=0.2, unit="ratio", evidence={"window": judge.SINCE_START}),
+        finding("off", "C", NOW, status="skipped"),
+        finding("what", "D", NOW, status="unknown"),
+        finding("silent", "E", NOW, status="breach"),
+        finding("p99", "with an id that is taken", NOW, status="unknown"),
+    ]
+    assert line("P99 $p99, 5xx $old, LLM $off, db $what, Vritti $silent, $other", findings) == (
+        "P99 12 ms, 5xx 20 % since process start, LLM -, db unknown, Vritti no answer, $other"
+    )
+
+
+def test_a_source_says_why_its_answer_has_no_value():
+    one = check(jmes="status", on_no_data="skipped")
+    one["sources"][0]["missing"] = "this version does not tell"
+    found = diagnosed([one], {"a": [{"outcome": "json", "value": {}}]})["a"]
+    assert (found["status"], found["evidence"]["reason"]) == ("skipped", "this version does not tell")
+    assert diagnosed([one], {"a": [{"outcome": "json", "value": {"status": 1}}]})["a"]["status"] == "ok"

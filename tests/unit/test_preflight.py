@@ -13,6 +13,7 @@ from ansible_collections.oncall.runbooks.plugins.plugin_utils.preflight import (
     refuse_hosts,
     refuse_mode,
     refuse_tags,
+    refuse_without_steps,
     some,
 )
 
@@ -50,6 +51,18 @@ def test_one_thing_at_a_time(tags):
     said = refuse_tags("high_latency", OURS, tags, [])
     named = ",".join(tag for tag in tags if tag in OURS)
     assert said == f"--tags {named} asks for several things; high_latency does one at a time."
+
+
+@pytest.mark.parametrize(("tag", "what"), [("verify", "verify"), ("remediate", "remediate"), ("rollback", "roll back")])
+def test_a_runbook_without_steps_only_diagnoses(tag, what):
+    said = refuse_without_steps("health_check", [tag], lambda: False)
+    assert said == f"health_check only diagnoses, so there is nothing to {what}; leave --tags {tag} out."
+    assert refuse_without_steps("high_latency", [tag], lambda: True) is None
+
+
+@pytest.mark.parametrize("tags", [["all"], ["diagnose"], ["mine"], []])
+def test_a_diagnosis_does_not_read_whether_there_are_steps(tags):
+    assert refuse_without_steps("health_check", tags, lambda: pytest.fail("it was read")) is None
 
 
 @pytest.mark.parametrize("mode", ["remediate", "rollback"])

@@ -12,7 +12,13 @@ from ansible_collections.oncall.runbooks.plugins.filter.diagnosis_stats import d
 from ansible_collections.oncall.runbooks.plugins.filter.diagnosis_text import diagnosis_text
 from ansible_collections.oncall.runbooks.plugins.module_utils import judge
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import SCHEMA, finding
-from ansible_collections.oncall.runbooks.plugins.plugin_utils.render import WIDTH, next_finding, render
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.render import (
+    WIDTH,
+    next_finding,
+    overview,
+    render,
+    responds,
+)
 
 NOW = "2026-11-23T03:00:00Z"
 SEVERITIES = {"P1": "critical", "P2": "high", "P3": "medium", "P4": "low"}
@@ -167,6 +173,107 @@ def test_whom_to_page_is_said_before_what_to_type():
     assert lines[2:4] == ["  Page the on-call engineer.", "  Remediate: x"]
 
 
+PEOPLE = {
+    "label": "P1",
+    "respond_within": 900,
+    "path": ["on-call", "team lead", "VP Engineering"],
+    "others": [{"label": "P3", "respond_within": 14400, "path": ["on-call via ticket"]}],
+    "contacts": {"Slack": "#vritti-incidents", "status page": "status.example.com"},
+}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (900, "15 minutes"),
+        (3600, "1 hour"),
+        (5400, "90 minutes"),
+        (86400, "24 hours"),
+        (60, "1 minute"),
+        (45, "45 seconds"),
+    ],
+)
+def test_response_times_are_words(seconds, words):
+    assert responds({"label": "P2", "respond_within": seconds, "path": ["a", "b"]}) == f"P2: {words}, a → b"
+
+
+def test_who_responds_stands_beside_the_answer_and_those_of_other_labels_below_the_table():
+    one = diagnosis(item("a", "breach", "P1", next_step="Go."), item("b", "breach", "P3"), label="P1")
+    lines = render({**one, "escalation": PEOPLE})
+    assert lines[:4] == [
+        "DEGRADED P1  vritti-1  high_latency  P1: 15 minutes, on-call → team lead → VP Engineering",
+        "  KyroDB is slow.",
+        "  Next: Go.",
+        "",
+    ]
+    assert lines[-3:] == [
+        "",
+        "  P3: 4 hours, on-call via ticket",
+        "  Contacts: Slack: #vritti-incidents; status page: status.example.com",
+    ]
+    assert len([text for text in lines if "P1: 15 minutes" in text]) == 1
+
+
+def test_who_responds_has_a_line_of_its_own_on_a_narrow_terminal():
+    lines = render({**diagnosis(item("a", "breach", "P1"), label="P1"), "escalation": PEOPLE}, 80)
+    assert lines[:3] == [
+        "DEGRADED P1  vritti-1  high_latency",
+        "  KyroDB is slow.",
+        "  P1: 15 minutes, on-call → team lead → VP Engineering",
+    ]
+
+
+def test_nobody_is_named_where_nobody_is_known():
+    healthy = {**diagnosis(item("a")), "status": "healthy", "label": None, "severity": None, "escalation": None}
+    nobody = {**PEOPLE, "others": [], "contacts": {}}
+    for one in (healthy, {**diagnosis(item("a", "breach", "P1"), label="P1"), "escalation": nobody}):
+        assert not any("Contacts" in text for text in render(one))
+        assert sum("→" in text for text in render(one)) == (one is not healthy)
+
+
+LINES = [
+    {**diagnosis(item("a", "breach", "P1"), status="critical", label="P1", severity="critical", summary="It is\ndown."),
+     "line": "kyrodb -, P99 -", "escalation": PEOPLE},
+    {**diagnosis(item("a", "breach", "P3"), label="P3", severity="medium", summary="Slow."), "host": "a-long-name",
+     "line": "kyrodb healthy", "escalation": {**PEOPLE["others"][0], "others": [], "contacts": PEOPLE["contacts"]}},
+    {**diagnosis(item("a", "unknown"), status="unknown", label=None, severity=None, summary="It is lost."),
+     "line": "", "escalation": None},
+    {**diagnosis(item("a"), status="healthy", label=None, severity=None, summary="Nothing wrong."),
+     "line": "kyrodb healthy, " + "P99 12 ms, " * 30, "escalation": None},
+]  # fmt: skip
+
+
+def test_one_line_per_host_where_the_runbook_says_so():
+    lines = overview(LINES)
+    assert lines[:3] == [
+        "vritti-1     CRITICAL P1  It is down. (kyrodb -, P99 -)",
+        "a-long-name  DEGRADED P3  Slow. (kyrodb healthy)",
+        "vritti-1     UNKNOWN      It is lost.",
+    ]
+    assert lines[3] == "vritti-1     HEALTHY      " + LINES[3]["line"].rstrip(), "never wrapped"
+    assert lines[4:] == [
+        "",
+        "  P1: 15 minutes, on-call → team lead → VP Engineering",
+        "  P3: 4 hours, on-call via ticket",
+        "  Contacts: Slack: #vritti-incidents; status page: status.example.com",
+    ]
+
+
+def test_one_line_says_whom_to_page():
+    late = {**item("a", "breach", "P1"), "evidence": {"page": "Page the on-call engineer."}}
+    assert overview([{**LINES[0], "findings": [late]}])[0] == (
+        "vritti-1  CRITICAL P1  It is down. Page the on-call engineer. (kyrodb -, P99 -)"
+    )
+
+
+def test_one_line_has_the_same_columns_in_colour_and_in_the_filter():
+    painted = overview(LINES, paint=lambda text, kind: f"<{kind}|{text}>")
+    assert painted[0].startswith("vritti-1     <critical|CRITICAL P1>  It")
+    assert [re.sub(r"<\w+\|([^>]*)>", r"\1", text) for text in painted] == overview(LINES)
+    assert render(LINES[3]) == overview(LINES[3:]) == diagnosis_text(LINES[3])
+    assert len(overview(LINES[3:])) == 1
+
+
 WORDS = st.lists(st.text("abcdefghij", min_size=1, max_size=9), max_size=25).map(" ".join)
 LONG = st.text("klmnopqrst-/", min_size=1, max_size=150)
 TEXT = WORDS | LONG
@@ -192,9 +299,14 @@ FINDING = st.builds(
 )
 
 
-@given(st.lists(FINDING, max_size=8), TEXT, st.sampled_from([60, 80, 100, WIDTH, 200]))
-def test_no_line_is_longer_than_the_width(findings, summary, width):
-    for line in render(diagnosis(*findings, summary=summary), width):
+@given(
+    st.lists(FINDING, max_size=8),
+    TEXT,
+    st.sampled_from([60, 80, 100, WIDTH, 200]),
+    st.sampled_from([None, PEOPLE, {**PEOPLE, "path": ["someone " * 30], "contacts": {"a": "b-" * 90}}]),
+)
+def test_no_line_is_longer_than_the_width(findings, summary, width, people):
+    for line in render({**diagnosis(*findings, summary=summary), "escalation": people}, width):
         assert len(line) <= width
         assert "\n" not in line
         assert line == line.rstrip()

@@ -20,12 +20,16 @@ from ansible_collections.oncall.runbooks.plugins.plugin_utils.checks import (
     STEP_SPEC,
     THRESHOLD_SPEC,
     used,
+    validate_contacts,
+    validate_escalation,
 )
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 RUNBOOKS = [path for path in sorted(ROLES.glob("*/vars/*.yml")) if f"{path.parts[-3]}_causes:" in path.read_text()]
 # Services' own data is in main.yml.
 FILES = [path for path in RUNBOOKS if path.stem != "main"]
+# They have no steps, and say so to who wants to remediate.
+ONLY_DIAGNOSE = ("health_check",)
 
 
 def load(path: Path):
@@ -57,6 +61,23 @@ def operations(path: Path):
 
 def test_there_are_runbooks():
     assert len(FILES) >= 5
+
+
+@pytest.mark.parametrize("service", sorted({path.stem for path in FILES}))
+def test_every_label_of_a_service_says_who_responds(service):
+    data = yaml.safe_load((ROLES / service / "vars/main.yml").read_text())
+    defaults = yaml.safe_load((ROLES / service / "defaults/main.yml").read_text())
+    severities = defaults[f"{service}_severities"]
+    table = validate_escalation(data[f"{service}_escalation"], severities)
+    assert list(table) == list(severities)
+    # What is worse is responded to sooner, and whom to page is the worst only.
+    times = [entry["respond_within"] for entry in table.values()]
+    assert times == sorted(set(times))
+    assert [severities[label] for label, entry in table.items() if entry["page"]] == ["critical"]
+    contacts = validate_contacts(defaults[f"{service}_contacts"])
+    assert contacts
+    # Schedules, channels and pages; no person of whom nobody knows whether they are still there.
+    assert not any("@" in text for text in contacts.values())
 
 
 def test_a_service_has_nothing_that_no_runbook_takes():
@@ -96,6 +117,13 @@ class TestRunbook:
             for key in ("breach", "ok", "fresh"):
                 assert set(cause.get(key, [])) <= names, cause
             assert set(re.findall(r"\$\{?(\w+)", cause["summary"])) <= names, cause
+
+    def test_its_line_names_checks(self, path):
+        checks, _causes, _steps = load(path)
+        line = yaml.safe_load(path.read_text()).get(f"{path.parts[-3]}_line")
+        named = re.findall(r"\$\{?(\w+)", line or "")
+        assert set(named) <= {check["id"] for check in checks}
+        assert line is None or named
 
     def test_no_cause_is_hidden_by_one_before_it(self, path):
         """A cause that asks for no more than an earlier one is never reached."""
@@ -142,7 +170,7 @@ class TestRunbook:
         spec = (role / "meta/argument_specs.yml").read_text()
         runbook = role.name
         mentioned = set(re.findall(rf"\b({runbook}_\w+)", path.read_text()))
-        mentioned -= {f"{runbook}_{kind}" for kind in ("checks", "causes", "steps")}
+        mentioned -= {f"{runbook}_{kind}" for kind in ("checks", "causes", "steps", "line")}
         assert mentioned
         assert mentioned <= defaults
         assert sorted(defaults - mentioned) == [], "nothing reads these"
@@ -153,7 +181,7 @@ class TestRunbook:
         known = operations(path)
         tasks = ROLES / path.stem / "tasks"
         specs = yaml.safe_load((ROLES / path.stem / "meta/argument_specs.yml").read_text())["argument_specs"]
-        assert steps
+        assert steps or path.parts[-3] in ONLY_DIAGNOSE
         for step in steps:
             assert set(step) <= set(STEP_SPEC), step["id"]
             operation = known[step["operation"]]
@@ -175,6 +203,11 @@ class TestRunbook:
         }
         names = {step["id"] for step in steps}
         own = {check["id"] for check in yaml.safe_load(path.read_text())[f"{path.parts[-3]}_checks"] if "id" in check}
+        if path.parts[-3] in ONLY_DIAGNOSE:
+            # What it proposes would be nothing that it can do.
+            assert not steps
+            assert [check["id"] for check in checks if check.get("suggests")] == []
+            return
         assert any(set(check.get("suggests", [])) & names for check in checks)
         for check in checks:
             assert set(check.get("suggests", [])) <= (names if check["id"] in own else names | service), check["id"]

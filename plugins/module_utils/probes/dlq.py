@@ -5,15 +5,17 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import typing as t
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import dead_letters, procfs
+from ansible_collections.oncall.runbooks.plugins.module_utils import dead_letters, procfs, sqlite_files
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context, absolute
 
-VALUES = ("entries", "torn", "age", "recent", "growth")
+VALUES = ("entries", "torn", "age", "recent", "growth", "unknown_customers")
 _SHOWN = 10
+_LAST = 5
 
 SPEC: dict[str, t.Any] = {
     "path": {"type": "str", "required": True},
@@ -22,6 +24,7 @@ SPEC: dict[str, t.Any] = {
     "customer": {"type": "str"},
     "reason": {"type": "str"},
     "window": {"type": "float", "default": 3600.0},
+    "customers_db": {"type": "str"},
 }
 RULES: dict[str, t.Any] = {}
 
@@ -30,8 +33,8 @@ def validate(source: t.Mapping[str, t.Any]) -> None:
     """Raise ValueError with a sentence for what the types cannot say."""
     if source["value"] != "entries" and (source["customer"] or source["reason"]):
         raise ValueError("customer and reason are for the value entries; leave them out")
-    if source["customer"] and source["reason"]:
-        raise ValueError("customer and reason are counted one at a time; leave one of them out")
+    if source["value"] == "unknown_customers" and not source["customers_db"]:
+        raise ValueError("value is unknown_customers, which takes customers_db")
 
 
 def describe(source: t.Mapping[str, t.Any]) -> str:
@@ -63,10 +66,12 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         return {"value": max(0.0, time.time() - oldest.timestamp()) if oldest else None, "evidence": evidence}
     if value == "torn":
         return {"value": counted.torn + counted.foreign, "evidence": evidence}
-    if source["customer"]:
-        return {"value": counted.by_customer.get(source["customer"], 0), "evidence": evidence}
-    if source["reason"]:
-        return {"value": counted.by_reason.get(source["reason"], 0), "evidence": evidence}
+    if value == "unknown_customers":
+        unknown = _unknown_customers(context, absolute(context, source["customers_db"], source["port"]), counted)
+        return {"value": len(unknown), "evidence": {"unknown": unknown[:_SHOWN]}}
+    if source["customer"] or source["reason"]:
+        return {"value": counted.count_of(source["customer"], source["reason"]), "evidence": evidence}
+    evidence["last"] = dead_letters.last(path, _LAST)
     return {"value": counted.entries, "evidence": evidence, "note": _misleading(path, counted)}
 
 
@@ -105,3 +110,17 @@ def _growth(context: Context, path: str) -> dict[str, t.Any]:
         raise Absent("there was no second look (runbook_sample_seconds is 0)")
     lines = dead_letters.added_since(path, before)
     return {"value": 60 * lines / seconds, "evidence": {"lines": lines, "seconds": round(seconds, 1)}}
+
+
+def _unknown_customers(context: Context, database: str, counted: dead_letters.Tally) -> list[str]:
+    """Customers of dead letters that the database does not have."""
+
+    def known(connection: sqlite3.Connection) -> set[str]:
+        return {row[0] for row in connection.execute("SELECT customer_id FROM customers")}
+
+    if not counted.by_customer:
+        return []
+    try:
+        return sorted(set(counted.by_customer) - sqlite_files.read(database, known, context.timeout / 2))
+    except (sqlite3.Error, sqlite_files.Locked) as error:
+        raise NoAnswer(f"{database} does not tell its customers: {error}.", "no data") from None

@@ -61,8 +61,16 @@ def describe(source: t.Mapping[str, t.Any]) -> str:
 def fetch(context: Context, source: t.Mapping[str, t.Any], url: str) -> Answer:
     """One GET with the source's headers and secrets."""
     headers = {name: str(value) for name, value in source["headers"].items()}
-    headers.update({name: context.secret(variable) for name, variable in source["secret_headers"].items()})
+    for name, named in source["secret_headers"].items():
+        scheme, variable = secret_of(named)
+        headers[name] = scheme + context.secret(variable)
     return get(url, headers, context.timeout, source["validate_certs"], source["ca_path"])
+
+
+def secret_of(named: t.Any) -> tuple[str, str]:
+    """What goes before a header's secret, such as a scheme, and its variable: `Bearer vritti_llm_api_key`."""
+    scheme, space, variable = str(named).rpartition(" ")
+    return scheme + space, variable
 
 
 def identity(source: t.Mapping[str, t.Any]) -> tuple[str, ...]:

@@ -660,3 +660,145 @@ def test_mistakes(values, says):
 def test_description():
     assert probe.describe(source("kyrodb", address="h:1")) == "kyrodb h:1 Health"
     assert probe.describe(source("kyrodb", address="h:1", value="p99")) == "kyrodb h:1 Metrics p99_latency_ms"
+
+
+# --- Documents: the requests that are sent and the answers that are read, byte by byte.
+
+
+@contextlib.contextmanager
+def documents(timeout=5.0, **answers):
+    """The documents of a namespace at a server that answers these bytes, and the requests that it got."""
+    asked = []
+
+    def handler(rpc, answer):
+        def respond(request, call):
+            asked.append((rpc, request))
+            return answer(request, call) if callable(answer) else answer
+
+        return grpc.unary_unary_rpc_method_handler(respond)
+
+    server = grpc.server(futures.ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+    methods = {rpc: handler(rpc, answer) for rpc, answer in answers.items()}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(kyrodb.SERVICE, methods),))
+    address = f"localhost:{server.add_insecure_port('localhost:0')}"
+    server.start()
+    try:
+        with kyrodb.Documents(kyrodb.Endpoint(address), "acme:failures", timeout) as made:
+            yield made, asked
+    finally:
+        server.stop(None).wait(PATIENCE)
+
+
+HUGE = 388_123_456_789_012_345
+# 1.0 and -0.5 as 32-bit numbers, packed as protobuf packs them.
+TWO_FLOATS = b"\x00\x00\x80\x3f\x00\x00\x00\xbf"
+NAMESPACE = "acme:failures"
+
+
+def document_bytes(doc_id, **metadata):
+    entries = [field(4, field(1, key) + field(2, value)) for key, value in metadata.items()]
+    return field(1, 1) + field(2, doc_id) + field(3, TWO_FLOATS) + b"".join(entries)
+
+
+def test_one_document():
+    with documents(Query=document_bytes(HUGE, tags="[]", customer_id="acme")) as (made, asked):
+        found = made.get(HUGE, embedding=True)
+        made.get(HUGE)
+    assert found == kyrodb.Document(HUGE, {"tags": "[]", "customer_id": "acme"}, [1.0, -0.5])
+    assert asked == [
+        ("Query", field(1, HUGE) + field(2, 1) + field(3, NAMESPACE)),
+        ("Query", field(1, HUGE) + field(3, NAMESPACE)),
+    ]
+
+
+@pytest.mark.parametrize(("said", "found"), [(b"", None), (field(6, "Document not found"), None)])
+def test_document_that_is_not_there(said, found):
+    with documents(Query=said) as (made, _asked):
+        assert made.get(5) is found
+    offline = pytest.raises(NoAnswer, match="does not look up document 5: shard offline")
+    with documents(Query=field(6, "shard offline")) as (made, _asked), offline:
+        made.get(5)
+
+
+def test_many_documents_at_once():
+    answer = field(1, document_bytes(HUGE)) + field(1, field(2, 6)) + field(2, 1) + field(3, 2)
+    with documents(BulkQuery=answer) as (made, asked):
+        assert list(made.get_many([HUGE, 6], embeddings=True)) == [HUGE]
+    ids = helpers.varint(HUGE) + helpers.varint(6)
+    assert asked == [("BulkQuery", field(1, ids) + field(2, 1) + field(3, NAMESPACE))]
+
+
+def test_search_for_ids():
+    hits = b"".join(field(1, field(1, doc_id) + field(4, field(1, "a") + field(2, "b"))) for doc_id in (HUGE, 6))
+    with documents(Search=hits, GetConfig=field(8, 2)) as (made, asked):
+        assert made.search_ids(2) == ([HUGE, 6], 1000)
+        assert made.dimension() == 2
+    vector = b"\x00\x00\x80\x3f\x00\x00\x00\x00"
+    minus_one = helpers.varint(3 << 3 | 5) + b"\x00\x00\x80\xbf"
+    assert asked[0] == ("Search", field(1, vector) + field(2, 1000) + minus_one + field(4, NAMESPACE))
+
+
+def test_metadata_is_merged_and_documents_are_inserted():
+    with documents(UpdateMetadata=field(1, 1) + field(3, 1), Insert=field(1, 1)) as (made, asked):
+        assert made.merge_metadata(HUGE, {"a": "b"}) is True
+        made.insert(kyrodb.Document(HUGE, {"a": "b"}, [1.0, -0.5]))
+    pair = field(1, "a") + field(2, "b")
+    assert asked == [
+        ("UpdateMetadata", field(1, HUGE) + field(2, pair) + field(3, 1) + field(4, NAMESPACE)),
+        ("Insert", field(1, HUGE) + field(2, TWO_FLOATS) + field(3, pair) + field(4, NAMESPACE)),
+    ]
+
+
+def test_writes_that_are_refused():
+    with documents(UpdateMetadata=field(2, "document not found"), Insert=field(2, "writes disabled")) as (made, _asked):
+        assert made.merge_metadata(5, {}) is False
+        with pytest.raises(NoAnswer, match="does not insert document 5: writes disabled"):
+            made.insert(kyrodb.Document(5, {}, [1.0]))
+    for said in (field(2, "writes disabled"), field(2, "writes disabled") + field(3, 1)):
+        refused = pytest.raises(NoAnswer, match="does not update document 5: writes disabled")
+        with documents(UpdateMetadata=said) as (made, _asked), refused:
+            made.merge_metadata(5, {})
+
+
+def test_calls_that_an_older_server_has_not():
+    def only_six(request, _call):
+        return document_bytes(6) if request.startswith(field(1, 6)) else b""
+
+    with documents(Query=only_six) as (made, asked):
+        assert list(made.get_many([5, 6, 7])) == [6]
+        assert made.dimension() is None
+        with pytest.raises(kyrodb.Unimplemented):
+            made.merge_metadata(6, {})
+    assert [rpc for rpc, _request in asked] == ["Query"] * 3
+
+
+def test_instance_that_has_had_enough():
+    def limited(_request, call):
+        call.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "rate limit")
+
+    enough = pytest.raises(kyrodb.TooMuch, match="answers BulkQuery with RESOURCE_EXHAUSTED: rate limit")
+    with documents(BulkQuery=limited) as (made, asked), enough:
+        made.get_many(range(1, 9))
+    assert len(asked) == 4
+
+
+def test_every_call_has_the_whole_timeout():
+    def slow(_request, _call):
+        time.sleep(0.4)
+        return document_bytes(5)
+
+    with documents(timeout=2.0, Query=slow) as (made, _asked):
+        assert [made.get(5) is not None for _number in range(7)] == [True] * 7
+
+
+def test_instance_that_ends_is_told_from_one_that_speaks_something_else():
+    server = grpc.server(futures.ThreadPoolExecutor(2), options=[("grpc.so_reuseport", 0)])
+    handler = grpc.unary_unary_rpc_method_handler(lambda _request, _call: document_bytes(5))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(kyrodb.SERVICE, {"Query": handler}),))
+    address = f"localhost:{server.add_insecure_port('localhost:0')}"
+    server.start()
+    with kyrodb.Documents(kyrodb.Endpoint(address), NAMESPACE, 5.0) as made:
+        assert made.get(5)
+        server.stop(None).wait(PATIENCE)
+        with pytest.raises(NoAnswer, match="takes no connection: Connection refused"):
+            made.get(5)

@@ -100,6 +100,14 @@ def test_headers_and_secrets_are_sent(web):
     assert web.headers[0]["X-Key"] == "s3same"
 
 
+def test_a_scheme_goes_before_the_secret(web):
+    web.pages["/"] = b"ok"
+    look("http", context(the_key="s3same"), url=web.url, secret_headers={"Authorization": "Bearer the_key"})
+    assert web.headers[0]["Authorization"] == "Bearer s3same"
+    with pytest.raises(NoAnswer, match="The secret other_key is not set"):
+        look("http", url=web.url, secret_headers={"Authorization": "Bearer other_key"})
+
+
 def test_secret_that_is_not_set_is_named(web):
     with pytest.raises(NoAnswer, match="The secret the_key is not set"):
         look("http", url=web.url, secret_headers={"X-Key": "the_key"})

@@ -94,6 +94,34 @@ class TestValues:
         found = seen(path, value="missing_tables", expect_tables=["customers", "sessions"])
         assert (found["value"], found["evidence"]["missing"]) == (1, ["sessions"])
 
+    def test_parameters_are_bound_and_rows_are_evidence(self, path):
+        text = "SELECT count(*) FROM customers WHERE id >= ?1"
+        rows = "SELECT id, email, x'00ff' AS raw FROM customers WHERE id >= ?1 ORDER BY id DESC"
+        found = seen(path, value="query", query=text, rows_query=rows, params=["c-000150"])
+        assert (found["value"], found["evidence"]["worst"]) == (50, "c-000199")
+        assert len(found["evidence"]["rows"]) == 10
+        assert found["evidence"]["rows"][0] == {"id": "c-000199", "email": "199@example.com", "raw": "00ff"}
+        assert found["evidence"]["params"] == ["c-000150"]
+        json.dumps(found)
+        # What would be a statement if it were text.
+        strange = seen(path, value="query", query=text, rows_query=rows, params=["z' OR 1=1; DROP TABLE customers; --"])
+        assert (strange["value"], strange["evidence"]["rows"], "worst" in strange["evidence"]) == (0, [], False)
+        with pytest.raises(NoAnswer, match=r"^There is no row for 'c-none'\.$") as caught:
+            seen(path, value="query", query="SELECT email FROM customers WHERE id = ?", params=["c-none"])
+        assert caught.value.kind == "no data"
+        for wrong in ({"params": []}, {"params": ["c-000001"], "rows_query": "DELETE FROM customers WHERE id = ?"}):
+            with pytest.raises(NoAnswer, match="The query is refused"):
+                seen(path, value="query", query="SELECT email FROM customers WHERE id = ?", **wrong)
+
+    def test_same_query_is_asked_once(self, path):
+        at = helpers.context()
+        asked = {"path": str(path), "value": "query", "query": "SELECT count(*) FROM customers WHERE id > ?"}
+        assert look("sqlite", at, **asked, params=["c-000100"])["value"] == 99
+        os.unlink(path)
+        assert look("sqlite", at, **asked, params=["c-000100"])["value"] == 99
+        with pytest.raises(NoAnswer, match="its state is missing"):
+            look("sqlite", at, **asked, params=["c-000101"])
+
     def test_nothing_to_read(self, tmp_path):
         for more in ({"value": "rows", "table": "t"}, {"value": "missing_tables", "expect_tables": ["t"]}):
             with pytest.raises(NoAnswer, match="its state is missing"):
@@ -114,7 +142,14 @@ class TestValues:
         with pytest.raises(ValueError, match=f"value is {value}, which takes {key}"):
             sqlite.validate(source("sqlite", path="/a.db", value=value))
 
+    @pytest.mark.parametrize("key, given", [("rows_query", "SELECT 1"), ("params", ["a"])])
+    def test_what_goes_with_a_query_alone(self, key, given):
+        with pytest.raises(ValueError, match=f"{key} goes with the value query, and value is state"):
+            sqlite.validate(source("sqlite", path="/a.db", **{key: given}))
+
     def test_description(self):
+        asked = source("sqlite", path="/a.db", value="query", query="SELECT ?", params=["x"])
+        assert sqlite.describe(asked) == "sqlite /a.db SELECT ? for 'x'"
         assert sqlite.describe(source("sqlite", path="/a.db")) == "sqlite /a.db"
         assert (
             sqlite.describe(source("sqlite", path="/a.db", value="backup_age", backup_dir="/b"))

@@ -132,6 +132,8 @@ def test_source_that_is_not_wanted_is_absent(page, web):
     results = run([check("a", page("/off", when=False), page("/on"))], context())
     assert outcomes(results) == {"a": ["absent", "value"]}
     assert results["a"]["looks"][0]["note"] == "not configured here"
+    results = run([check("a", page("/off", when=False, note="nobody is named"))], context())
+    assert results["a"]["looks"][0]["note"] == "nobody is named"
     assert web.requests == ["/on"]
 
 

@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import kyrodb, smoke_test
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Refused
 from ansible_collections.oncall.runbooks.tests.unit.module_utils import helpers
 from ansible_collections.oncall.runbooks.tests.unit.module_utils.helpers import PATIENCE, field, health_bytes
 
@@ -414,7 +414,7 @@ WITHOUT = """
 import sys
 sys.modules[sys.argv[1]] = None
 from ansible_collections.oncall.runbooks.plugins.module_utils import kyrodb, smoke_test
-from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import Refused
+from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Refused
 at = kyrodb.Endpoint(sys.argv[2])
 try:
     smoke_test.SmokeTest(smoke_test.Settings(sys.argv[3], at, at, "", "", "x", 5.0, 0.0)).check()

@@ -268,6 +268,19 @@ class TestNoTrace:
         assert look(path, count_tables=True)["rows"]["customers"] == 200
         assert not os.path.exists(f"{path}-wal")
 
+    def test_client_that_was_killed_when_it_had_begun_a_log(self, tmp_path):
+        """Its header was written, with other salts than its index has."""
+        path = make(tmp_path / "a.db")
+        killed(path, "INSERT INTO customers (id) VALUES ('lost with the log')")
+        log = tmp_path / "a.db-wal"
+        header = bytearray(log.read_bytes()[:32])
+        header[16] ^= 1
+        log.write_bytes(header)
+        before = {name: (tmp_path / name).read_bytes() for name in ("a.db", "a.db-wal", "a.db-shm")}
+        seen = look(path, "full", count_tables=True)
+        assert (seen["state"], seen["errors"], seen["rows"]["customers"]) == ("ok", [], 200)
+        assert before == {name: (tmp_path / name).read_bytes() for name in before}
+
     @pytest.mark.parametrize("mode", ["wal", "delete"])
     def test_lock(self, tmp_path, mode):
         path = make(tmp_path / "a.db", mode=mode)
