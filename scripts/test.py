@@ -40,7 +40,7 @@ REMEDIATION = "tests/integration/test_remediation.py"
 LANES = (
     (("lint", "sanity", "unit_on_targets"), ("unit",)),
     (("integration_of_latencies",),),
-    (("integration_of_remediation", "integration_at_the_other_end"), ("molecule", "integration")),
+    (("integration", "integration_at_the_other_end"), ("integration_of_remediation", "molecule")),
 )
 
 # What has no wheel on PyPI: program -> Debian's package.

@@ -12,13 +12,17 @@ A run may be killed anywhere: what it does next is written down before (`job.jso
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
 import json
 import os
+import pickle
+import secrets
 import shutil
 import signal
+import stat
 import time
 import typing as t
 from dataclasses import dataclass, field
@@ -32,6 +36,9 @@ RESTORED = ".restored"
 LEVEL = 3
 # Where others append too, whole lines go in, and not too many at once.
 _APPENDED = 1 << 16
+_PIECE = 1 << 20
+# What takes longer to count than to start a process.
+_LARGE = 1 << 26
 _POLL_SECONDS = 0.02
 
 Job = dict[str, t.Any]
@@ -45,7 +52,8 @@ class Options:
     dest: str
     customer: str | None = None
     reason: str | None = None
-    episodes: t.Sequence[int] = ()
+    # Pairs of customer and episode, of which entries with a reflection are meant; None is no condition.
+    episodes: t.Sequence[tuple[str, int]] | None = None
     compress: bool = True
     rotated: bool = True
     timeout: float = 10.0
@@ -54,17 +62,25 @@ class Options:
 
     @property
     def filters(self) -> dict[str, t.Any]:
-        chosen = {"customer": self.customer, "reason": self.reason, "episodes": sorted(set(self.episodes))}
-        return {key: value for key, value in chosen.items() if value}
+        episodes = None if self.episodes is None else [list(pair) for pair in sorted(set(self.episodes))]
+        chosen = {"customer": self.customer, "reason": self.reason, "episodes": episodes}
+        return {key: value for key, value in chosen.items() if value is not None}
 
 
 def _wanted(filters: t.Mapping[str, t.Any]) -> t.Callable[[dict[str, t.Any]], bool]:
-    customer, reason, episodes = filters.get("customer"), filters.get("reason"), frozenset(filters.get("episodes", ()))
-    return lambda entry: (
-        customer in (None, entry["customer_id"])
-        and reason in (None, entry["failure_reason"])
-        and (not episodes or entry.get("episode_id") in episodes)
-    )
+    customer, reason, episodes = filters.get("customer"), filters.get("reason"), filters.get("episodes")
+    pairs = None if episodes is None else {(str(name), int(number)) for name, number in episodes}
+
+    def wanted(entry: dict[str, t.Any]) -> bool:
+        if customer not in (None, entry["customer_id"]) or reason not in (None, entry["failure_reason"]):
+            return False
+        if pairs is None:
+            return True
+        # True and 1.0 are equal to 1, and no ids.
+        number = entry.get("episode_id")
+        return type(number) is int and (entry["customer_id"], number) in pairs and entry.get("reflection") is not None
+
+    return wanted
 
 
 def archive(options: Options, check: bool = False) -> dict[str, t.Any]:
@@ -72,7 +88,7 @@ def archive(options: Options, check: bool = False) -> dict[str, t.Any]:
     queue = _Queue(options)
     if check:
         return queue.foresee()
-    with queue.alone():
+    with queue.alone(), queue.explained():
         finished = queue.finish()
         told = queue.archive()
     if not told["changed"] and finished and finished["changed"]:
@@ -86,9 +102,10 @@ def archive(options: Options, check: bool = False) -> dict[str, t.Any]:
 def restore(options: Options, archived: str, check: bool = False) -> dict[str, t.Any]:
     """Put an archive back into the queue."""
     queue = _Queue(options)
-    with contextlib.nullcontext() if check else queue.alone():
-        finished = None if check else queue.finish()
-        return queue.restore(archived, check, finished)
+    if check:
+        return queue.restore(archived, check, None)
+    with queue.alone(), queue.explained():
+        return queue.restore(archived, check, queue.finish())
 
 
 class _Queue:
@@ -96,13 +113,23 @@ class _Queue:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.path = os.path.realpath(options.path)
-        self.folder, self.name = os.path.split(self.path)
+        folder, self.name = os.path.split(os.path.abspath(options.path))
+        self.folder = os.path.realpath(folder)
+        self.path = os.path.join(self.folder, self.name)
         self.work = os.path.join(self.folder, f".{self.name}.archiving")
         self.rest = os.path.join(self.work, "rest")
         self.job_file = os.path.join(self.work, "job.json")
         if not os.path.isdir(self.folder):
             raise Refused(f"{self.folder} is no folder; correct the path of the queue.")
+        # Who runs this may be root, and the folder is the service's: a link of its may lead to anybody's file.
+        if os.path.islink(self.path) or (os.path.exists(self.path) and not os.path.isfile(self.path)):
+            raise Refused(f"{self.path} is no regular file; name the queue's own.")
+        if os.path.lexists(self.work):
+            about = os.lstat(self.work)
+            if not stat.S_ISDIR(about.st_mode) or about.st_uid not in (os.geteuid(), 0):
+                raise Refused(
+                    f"{self.work} is not of {procfs.user(os.geteuid())}'s making; see what it is, and remove it."
+                )
 
     # One run at a time.
 
@@ -125,15 +152,29 @@ class _Queue:
         finally:
             os.close(handle)
 
+    @contextlib.contextmanager
+    def explained(self) -> t.Iterator[None]:
+        """Say of a failure where entries are meanwhile."""
+        try:
+            yield
+        except OSError as error:
+            where = (
+                f" What was taken is in {self.work}, and the next run goes on." if os.path.exists(self.job_file) else ""
+            )
+            raise Refused(f"{error.filename or self.path} cannot be used: {error.strerror or error}.{where}") from error
+
     # The job.
 
     def _job(self) -> Job | None:
         try:
             with open(self.job_file, encoding="utf-8") as file:
-                return t.cast("Job", json.load(file))
+                job: Job = json.load(file)
+                if job["schema"] != SCHEMA or job["stage"] not in _STAGES:
+                    raise ValueError("it is none of this version's")
+                return job
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise Refused(
                 f"{self.job_file} is damaged ({error}); see what is in its folder before it is removed."
             ) from None
@@ -145,7 +186,8 @@ class _Queue:
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.work, 0o700)
             durable.sync_folder(self.folder)
-        made = {"schema": SCHEMA, "begun_at": clock.utc(time.time()), **job}
+        part = f".{os.path.basename(job['archive'])}.{secrets.token_hex(8)}.part"
+        made = {"schema": SCHEMA, "begun_at": clock.utc(time.time()), "part": part, "manifest": None, **job}
         self._write(made)
         return made
 
@@ -174,7 +216,7 @@ class _Queue:
             return told
         for taken, _path in self._taken(job):
             # It was given back, and this name of it was not removed any more.
-            if os.stat(taken).st_nlink > 1:
+            if self._is_in_queue(taken):
                 os.unlink(taken)
         if job["filters"] == self.options.filters:
             # What has come since belongs to it.
@@ -193,7 +235,7 @@ class _Queue:
                         counted.size += len(item.line)
         told = self._told(counted, changed=bool(counted.size))
         if counted.size:
-            told["archive"] = self._archive_path()
+            told["archive"] = self._checked_path()
             told["manifest"] = told["archive"] + MANIFEST
         if os.path.exists(self.job_file):
             told["changed"] = True
@@ -203,20 +245,27 @@ class _Queue:
     def archive(self) -> dict[str, t.Any]:
         if not self._chosen():
             return self._told(dead_letters.Tally(), changed=False)
+        dest = self._checked_path()
+        job = self._begin(
+            stage="taking", filters=self.options.filters, archive=dest, compress=self.options.compress, taken=[]
+        )
+        return self._take_and_archive(job)
+
+    def _checked_path(self) -> str:
         dest = self._archive_path()
         if self.options.compress:
             dead_letters.zstandard()
-        if os.path.lexists(dest):
+        elif dest.endswith(".zst"):
+            raise Refused(f"{dest} would not be what its name says; leave compress out, or .zst.")
+        # In a folder, what somebody else makes meanwhile is given way to.
+        if os.path.lexists(dest) and not self._is_folder:
             raise Refused(f"{dest} exists; give another name, or the folder.")
         folder = os.path.dirname(dest)
         if not os.path.isdir(folder):
             raise Refused(f"{folder} is no folder; make it first.")
         if not os.access(folder, os.W_OK):
             raise Refused(f"{folder} may not be written by {procfs.user(os.geteuid())}; use become.")
-        job = self._begin(
-            stage="taking", filters=self.options.filters, archive=dest, compress=self.options.compress, taken=[]
-        )
-        return self._take_and_archive(job)
+        return dest
 
     def _chosen(self) -> list[str]:
         """The files that hold something of what is wanted."""
@@ -233,10 +282,14 @@ class _Queue:
         except FileNotFoundError:
             return False
 
+    @property
+    def _is_folder(self) -> bool:
+        return self.options.dest.endswith("/") or os.path.isdir(self.options.dest)
+
     def _archive_path(self) -> str:
         """A file by its name; in a folder, one that is named by the moment."""
         dest = self.options.dest
-        if not dest.endswith("/") and not os.path.isdir(dest):
+        if not self._is_folder:
             return self._suffixed(os.path.abspath(dest))
         stem, suffix = os.path.splitext(self.name)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -251,45 +304,63 @@ class _Queue:
         return path + ".zst" if self.options.compress and not path.endswith(".zst") else path
 
     def _take_and_archive(self, job: Job) -> dict[str, t.Any]:
-        for path in self._chosen():
-            name = f"taken-{len(job['taken']):04}"
-            job["taken"].append([name, path])
-            self._write(job)
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(path, os.path.join(self.work, name))
-        durable.sync_folder(self.folder)
-        durable.sync_folder(self.work)
+        with self._given_back(job):
+            for path in self._chosen():
+                name = f"taken-{len(job['taken']):04}"
+                job["taken"].append([name, path])
+                self._write(job)
+                with contextlib.suppress(FileNotFoundError):
+                    os.rename(path, os.path.join(self.work, name))
+            durable.sync_folder(self.folder)
+            durable.sync_folder(self.work)
         return self._archive_taken(job)
 
-    def _archive_taken(self, job: Job) -> dict[str, t.Any]:
-        if not self._taken(job):
-            self._end()
-            return self._told(dead_letters.Tally(), changed=False)
+    @contextlib.contextmanager
+    def _given_back(self, job: Job) -> t.Iterator[None]:
+        """Nobody reads the archive yet: whatever goes wrong, it is as if nothing had happened."""
         try:
-            self._await_final(job)
-            self._build(job)
-            if job["manifest"] is None:
-                self._give_back(job)
-                return self._told(dead_letters.Tally(), changed=False)
-            job["stage"] = "publishing"
-            self._write(job)
-        except (OSError, Refused, NoAnswer) as error:
-            # Nobody reads the archive yet: it is as if nothing had happened.
+            yield
+        except BaseException as error:
             self._give_back(job)
             if isinstance(error, OSError):
                 raise Refused(
                     f"{job['archive']} cannot be written: {error.strerror or error}. The queue is as it was."
                 ) from error
             raise
+
+    def _archive_taken(self, job: Job) -> dict[str, t.Any]:
+        if not self._taken(job):
+            self._end()
+            return self._told(dead_letters.Tally(), changed=False)
+        with self._given_back(job):
+            self._await_final(job)
+            self._build(job)
+            if job["manifest"] is not None:
+                job["stage"] = "publishing"
+                self._write(job)
+        if job["manifest"] is None:
+            self._give_back(job)
+            return self._told(dead_letters.Tally(), changed=False)
         told = self._publish(job)
         if told is None:
-            raise Refused(f"{job['archive']} was made by somebody else meanwhile; the next run goes on.")
+            raise Refused(f"{self._part(job)} was removed by somebody; the next run goes on.")
         return told
+
+    def _part(self, job: Job) -> str:
+        return os.path.join(os.path.dirname(job["archive"]), job["part"])
 
     def _taken(self, job: Job) -> list[tuple[str, str]]:
         """What was taken and where it was; what was not renamed any more is not there."""
         paths = ((os.path.join(self.work, name), path) for name, path in job["taken"])
         return [(taken, path) for taken, path in paths if os.path.exists(taken)]
+
+    def _is_in_queue(self, path: str) -> bool:
+        """Whether a file has one of the queue's names too; others may have linked to it."""
+        for name in dead_letters.files_of(self.path):
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samefile(name, path):
+                    return True
+        return False
 
     def _await_final(self, job: Job) -> None:
         """Return when nobody can write to what was taken; its only name is ours."""
@@ -317,15 +388,15 @@ class _Queue:
 
     def _build(self, job: Job) -> None:
         """The archive, complete and synced under a name that nobody reads, and what stays in the queue."""
-        part = _part(job)
+        part = self._part(job)
         filters = job["filters"]
-        # Braces are counted only where there is time for it.
-        counted = dead_letters.Tally(thorough=bool(filters))
+        counted, content = dead_letters.Tally(), 0
         wanted, sources = _wanted(filters), []
         taken = self._taken(job)
         about = os.stat(taken[-1][0])
         job["owner"] = [about.st_mode & 0o777, about.st_uid, about.st_gid]
         with (
+            contextlib.nullcontext() if filters else _counted_beside([path for path, _original in taken]) as beside,
             open(part, "wb", opener=_private) as file,
             open(self.rest, "wb", opener=_private) as rest,
         ):
@@ -333,18 +404,20 @@ class _Queue:
             with _compressed(hashed, job["compress"]) as packed:
                 for path, original in taken:
                     with open(path, "rb") as source:
-                        first, last = self._divide(source, wanted if filters else None, packed, rest, counted)
+                        if filters:
+                            first, last, size = _divide(source, wanted, packed, rest, counted)
+                        else:
+                            first, last, size = _pack(source, packed)
+                        content += size
                         if last:
-                            sources.append(
-                                {"path": original, "bytes": os.fstat(source.fileno()).st_size, "range": [first, last]}
-                            )
+                            whole = os.fstat(source.fileno()).st_size
+                            sources.append({"path": original, "bytes": whole, "range": [first, last]})
             for written in (file, rest):
                 written.flush()
                 os.fsync(written.fileno())
-        mode, user, group = job["owner"]
-        os.chmod(self.rest, mode)
-        if os.geteuid() == 0:
-            os.chown(self.rest, user, group)
+            if beside is not None:
+                counted = beside()
+        _give_to(self.rest, job["owner"])
         job["manifest"] = {
             "schema": SCHEMA,
             "archive": os.path.basename(job["archive"]),
@@ -353,55 +426,28 @@ class _Queue:
             "filters": filters,
             "sources": sources,
             "compression": "zstd" if job["compress"] else None,
-            "content_bytes": counted.size,
+            "content_bytes": content,
             "size_bytes": os.path.getsize(part),
             "sha256": hashed.digest.hexdigest(),
             **_counts(counted),
         }
-        if not counted.size:
+        if not content:
             job["manifest"] = None
 
-    def _divide(
-        self,
-        source: t.BinaryIO,
-        wanted: t.Callable[[dict[str, t.Any]], bool] | None,
-        packed: t.Any,
-        rest: t.BinaryIO,
-        counted: dead_letters.Tally,
-    ) -> tuple[int, int]:
-        """Copy what is wanted into the archive, and anything else to the rest; from where to where it was."""
-        if wanted is None:
-            last = 0
-            block = b"\n"
-            for block, kind in dead_letters.blocks(source):
-                packed.write(block)
-                counted.feed(block, kind)
-                last += len(block)
-            if not block.endswith(b"\n"):
-                packed.write(b"\n")
-                counted.size += 1
-            return 0, last
-        first = last = 0
-        for item in dead_letters.items(source):
-            if item.entry is not None and wanted(item.entry):
-                packed.write(item.line)
-                counted.add(item)
-                counted.size += len(item.line)
-                first = first if last else item.offset
-                last = item.offset + len(item.raw)
-            else:
-                rest.write(item.line)
-        return first, last
-
     def _publish(self, job: Job) -> dict[str, t.Any] | None:
-        """Give the archive its name; None where another file has it, and there is none of ours."""
-        manifest, final, part = job["manifest"], job["archive"], _part(job)
-        if not os.path.exists(final):
+        """Give the archive its name; None where it is gone before it had one."""
+        manifest, part = job["manifest"], self._part(job)
+        while not self._is_published(job):
             if not os.path.exists(part):
                 return None
-            _name(part, final)
-        elif durable.sha256(final) != manifest["sha256"]:
-            return None
+            try:
+                _move(part, job["archive"])
+            except FileExistsError:
+                # Somebody else's, made meanwhile.
+                job["archive"] = self._another(job["archive"])
+                manifest["archive"] = os.path.basename(job["archive"])
+                self._write(job)
+        final = job["archive"]
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
         # Under a name that the next run knows, so that nothing of a killed one stays.
@@ -415,18 +461,33 @@ class _Queue:
         self._write(job)
         return self._return(job)
 
+    def _is_published(self, job: Job) -> bool:
+        try:
+            return durable.sha256(job["archive"]) == job["manifest"]["sha256"]
+        except FileNotFoundError:
+            return False
+
+    @staticmethod
+    def _another(path: str) -> str:
+        stem, dot, suffixes = os.path.basename(path).partition(".")
+        for number in range(2, 1000):
+            other = os.path.join(os.path.dirname(path), f"{stem}-{number}{dot}{suffixes}")
+            if not os.path.lexists(other) and not os.path.lexists(other + RESTORED):
+                return other
+        raise Refused(f"{path} and a thousand names like it are taken; give another folder.")
+
     # What goes back into the queue.
 
     def _give_back(self, job: Job) -> None:
         """Files as they were taken; beside what has come since where there is something."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(_part(job))
+            os.unlink(self._part(job))
         for taken, path in self._taken(job):
             stamp = time.time()
             wanted = path
             while True:
                 try:
-                    os.link(taken, wanted)
+                    _move(taken, wanted)
                     break
                 except FileExistsError:
                     # As Vritti itself calls what it has set aside.
@@ -434,7 +495,6 @@ class _Queue:
                     wanted = f"{stem}.{time.strftime('%Y%m%d_%H%M%S', time.gmtime(stamp))}{suffix}"
                     stamp -= 1
             durable.sync_folder(self.folder)
-            os.unlink(taken)
         self._end()
 
     def _return(self, job: Job) -> dict[str, t.Any]:
@@ -457,27 +517,23 @@ class _Queue:
 
     def _make_anew(self, job: Job) -> None:
         """An empty queue, as the runbook's touch makes it, for its owner; Vritti would make it with the next entry."""
-        mode, user, group = job["owner"]
-        with contextlib.suppress(OSError):
-            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
-            try:
-                os.fchmod(handle, mode)
-                if os.geteuid() == 0:
-                    os.fchown(handle, user, group)
-            finally:
-                os.close(handle)
+        empty = os.path.join(self.work, "empty")
+        with open(empty, "wb", opener=_private):
+            pass
+        _give_to(empty, job["owner"])
+        with contextlib.suppress(FileExistsError):
+            _move(empty, self.path)
 
     def _put_back(self, job: Job) -> list[str]:
-        # More than one name: a run was killed after it was in its place.
-        if os.stat(self.rest).st_nlink > 1:
+        # A run was killed after it was in its place, where that takes two steps.
+        if self._is_in_queue(self.rest):
             os.unlink(self.rest)
             return []
         notes: list[str] = []
         if "appending" not in job:
             try:
-                os.link(self.rest, self.path)
+                _move(self.rest, self.path)
                 durable.sync_folder(self.folder)
-                os.unlink(self.rest)
                 return []
             except FileExistsError:
                 pass
@@ -493,7 +549,13 @@ class _Queue:
 
     def _append(self, job: Job, notes: list[str]) -> None:
         done = self._appended(job, notes) if "appending" in job else 0
-        handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        while True:
+            try:
+                handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+                break
+            except FileNotFoundError:
+                # Vritti has renamed it meanwhile.
+                self._make_anew(job)
         try:
             status = os.fstat(handle)
             if "appending" not in job or [status.st_dev, status.st_ino] != job["appending"][:2]:
@@ -502,9 +564,9 @@ class _Queue:
             torn = status.st_size and os.pread(handle, 1, status.st_size - 1) != b"\n"
             with open(self.rest, "rb") as rest:
                 for _number in range(done):
-                    rest.readline()
+                    _skip_line(rest)
                 pending = b"\n" if torn else b""
-                for line in rest:
+                while line := rest.readline(_APPENDED):
                     if len(pending) + len(line) > _APPENDED and pending:
                         _write_all(handle, pending)
                         pending = b""
@@ -523,14 +585,14 @@ class _Queue:
                 if [status.st_dev, status.st_ino] != [device, inode]:
                     continue
                 for _number in range(done):
-                    rest.readline()
+                    _skip_line(rest)
                 file.seek(size)
-                awaited = rest.readline()
-                for line in file:
+                awaited = rest.readline(dead_letters.MAX_LINE)
+                while line := file.readline(dead_letters.MAX_LINE):
                     # A line that was cut off in front of it does not matter.
                     if awaited and line.endswith(awaited):
                         done += 1
-                        awaited = rest.readline()
+                        awaited = rest.readline(dead_letters.MAX_LINE)
                 return int(done)
         notes.append(
             f"The file that a killed run has appended to is not there any more, so some of what was put back into "
@@ -547,6 +609,8 @@ class _Queue:
                 told = finished if finished and finished["archive"] == archived else None
                 return told or {**self._told(dead_letters.Tally(), changed=False), "archive": archived}
             raise Refused(f"There is no archive {archived}; correct its path.")
+        if any(os.path.samefile(archived, name) for name in dead_letters.files_of(self.path)):
+            raise Refused(f"{archived} is the queue itself; give an archive of it.")
         manifest = _manifest(archived)
         if manifest and durable.sha256(archived) != manifest["sha256"]:
             raise Refused(f"{archived} is not what its manifest says (SHA-256); nothing was changed.")
@@ -555,6 +619,7 @@ class _Queue:
             with dead_letters.open_queue(archived) as packed:
                 for block, kind in dead_letters.blocks(packed):
                     counted.feed(block, kind)
+            _require_letters(archived, counted)
             return {**self._told(counted, changed=True), "archive": archived}
         job = self._begin(stage="restoring", archive=archived, restored=True, taken=[], filters={})
         try:
@@ -567,14 +632,17 @@ class _Queue:
                     rest.write(b"\n")
                 rest.flush()
                 os.fsync(rest.fileno())
+            _require_letters(archived, counted)
+        except Refused:
+            self._end()
+            raise
         except (OSError, NoAnswer) as error:
             self._end()
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).rstrip(".")
             raise Refused(f"{archived} cannot be put back: {why}. The queue is as it was.") from error
         about = os.stat(self.path if os.path.exists(self.path) else self.folder)
-        os.chmod(self.rest, about.st_mode & 0o666)
-        if os.geteuid() == 0:
-            os.chown(self.rest, about.st_uid, about.st_gid)
+        job["owner"] = [about.st_mode & 0o666, about.st_uid, about.st_gid]
+        _give_to(self.rest, job["owner"])
         job.update(stage="returning", counts=_counts(counted))
         self._write(job)
         return self._return(job)
@@ -594,6 +662,7 @@ class _Queue:
         return {**told, **_counts(counted)}
 
 
+_STAGES = ("taking", "publishing", "returning", "restoring")
 _COUNTS = ("entries", "torn", "foreign", "by_reason", "by_customer", "oldest", "newest")
 
 
@@ -601,9 +670,71 @@ def _counts(counted: dead_letters.Tally) -> dict[str, t.Any]:
     return {key: getattr(counted, key) for key in _COUNTS}
 
 
-def _part(job: Job) -> str:
-    folder, name = os.path.split(job["archive"])
-    return os.path.join(folder, f".{name}.part")
+def _pack(source: t.BinaryIO, packed: t.Any) -> tuple[int, int, int]:
+    """Copy all of a file into the archive; from where to where that is, and how much."""
+    size, piece = 0, b"\n"
+    while following := source.read(_PIECE):
+        piece = following
+        packed.write(piece)
+        size += len(piece)
+    if piece.endswith(b"\n"):
+        return 0, size, size
+    packed.write(b"\n")
+    return 0, size, size + 1
+
+
+def _divide(
+    source: t.BinaryIO,
+    wanted: t.Callable[[dict[str, t.Any]], bool],
+    packed: t.Any,
+    rest: t.BinaryIO,
+    counted: dead_letters.Tally,
+) -> tuple[int, int, int]:
+    """Copy what is wanted into the archive, and anything else to the rest; from where to where it was, and how much."""
+    first = last = size = 0
+    for item in dead_letters.items(source):
+        if item.entry is not None and wanted(item.entry):
+            packed.write(item.line)
+            counted.add(item)
+            size += len(item.line)
+            first = first if last else item.offset
+            last = item.offset + len(item.raw)
+        else:
+            rest.write(item.line)
+    return first, last, size
+
+
+@contextlib.contextmanager
+def _counted_beside(paths: t.Sequence[str]) -> t.Iterator[t.Callable[[], dead_letters.Tally]]:
+    """Count what is in files that nobody writes to; of large ones in a process beside this one, which packs them."""
+    if sum(map(os.path.getsize, paths)) < _LARGE:
+        yield lambda: dead_letters.tally(paths)
+        return
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            with os.fdopen(writing, "wb") as pipe:
+                # Packing takes as long as counting without braces.
+                pickle.dump(dead_letters.tally(paths, thorough=False), pipe)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answer:
+
+        def counted() -> dead_letters.Tally:
+            told = answer.read()
+            # Our own child's.
+            return pickle.loads(told) if told else dead_letters.tally(paths)  # noqa: S301
+
+        try:
+            yield counted
+        finally:
+            answer.close()
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
 
 def _private(path: str, flags: int) -> int:
@@ -623,15 +754,49 @@ def _manifest(archived: str) -> dict[str, t.Any] | None:
     return found
 
 
-def _name(part: str, final: str) -> None:
-    """Never over another file."""
+def _give_to(path: str, owner: t.Sequence[int]) -> None:
+    mode, user, group = owner
+    if os.geteuid() == 0:
+        os.chown(path, user, group)
+    os.chmod(path, mode)
+
+
+def _require_letters(archived: str, counted: dead_letters.Tally) -> None:
+    if not counted.entries and _manifest(archived) is None:
+        raise Refused(f"{archived} holds no dead letters and has no manifest; correct its path.")
+
+
+_RENAME_NOREPLACE = 1
+
+
+def _move(source: str, target: str) -> None:
+    """Rename, and raise FileExistsError where the target is there; nobody's file is ever replaced."""
     try:
-        os.link(part, final)
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        rename = None
+    if rename is not None:
+        folder = -100  # AT_FDCWD
+        if rename(folder, os.fsencode(source), folder, os.fsencode(target), _RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        # Not every filesystem can.
+        if number not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(number, os.strerror(number), source, None, target)
+    try:
+        os.link(source, target)
+        os.unlink(source)
     except OSError as error:
-        # Some filesystems have no second names.
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
             raise
-        os.rename(part, final)
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+        os.rename(source, target)
+
+
+def _skip_line(file: t.BinaryIO) -> None:
+    while (piece := file.readline(dead_letters.MAX_LINE)) and not piece.endswith(b"\n"):
+        pass
 
 
 def _write_all(handle: int, content: bytes) -> None:
@@ -695,7 +860,6 @@ def _compressed(file: _Hashed, compress: bool) -> t.Iterator[t.Any]:
     if not compress:
         yield file
         return
-    # One thread beside this one, which counts meanwhile.
-    packer = dead_letters.zstandard().ZstdCompressor(level=LEVEL, threads=1, write_checksum=True)
+    packer = dead_letters.zstandard().ZstdCompressor(level=LEVEL, write_checksum=True)
     with packer.stream_writer(file, closefd=False) as writer:
         yield writer

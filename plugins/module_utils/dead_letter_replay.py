@@ -31,6 +31,11 @@ _STORED = "reflection_root_cause"
 _MOST_ID = (1 << 64) - 1
 
 
+def shown(text: str) -> str:
+    """The text with a question mark for every half of a character, which Ansible cannot read in a result."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class _Problem(Exception):
     """An entry cannot be replayed; the message says why."""
 
@@ -59,12 +64,12 @@ class Replay:
         # In check mode, what would be stored by now.
         self._foreseen: set[tuple[str, int]] = set()
         self._listed: Counter[str] = Counter()
-        # Episodes that have their reflection in KyroDB by now, in the order of the queue.
-        self._stored: dict[int, None] = {}
+        # Customers and episodes that have their reflection in KyroDB by now, in the order of the queue.
+        self._stored: dict[tuple[str, int], None] = {}
 
     @property
-    def stored(self) -> list[int]:
-        return list(self._stored)
+    def stored(self) -> list[dict[str, t.Any]]:
+        return [{"customer_id": customer, "episode_id": doc_id} for customer, doc_id in self._stored]
 
     @property
     def replayed(self) -> int:
@@ -128,16 +133,17 @@ class Replay:
     def _note(self, entry: dict[str, t.Any], result: str, reason: str) -> None:
         self.by_result[result] += 1
         if result in ("replayed", "already_stored") and len(self._stored) < MOST_STORED:
-            doc_id = entry["episode_id"]
+            of = entry["customer_id"], entry["episode_id"]
             # In check mode, only those that are there already.
-            if (entry["customer_id"], doc_id) not in self._foreseen:
-                self._stored[doc_id] = None
+            if of not in self._foreseen:
+                self._stored[of] = None
         kind = "failed" if result in FAILED else "skipped" if result in SKIPPED else "replayed"
         self._listed[kind] += 1
         if self._listed[kind] <= LISTED:
             named = entry.get("episode_id")
-            told = {"episode_id": named if isinstance(named, int) else str(named)[:40]}
-            self.results.append({**told, "customer_id": entry["customer_id"], "result": result, "reason": reason})
+            told = {"episode_id": named if isinstance(named, int) else shown(str(named)[:40])}
+            whose = {"customer_id": shown(entry["customer_id"])}
+            self.results.append({**told, **whose, "result": result, "reason": shown(reason)})
 
     def _replay(self, entry: dict[str, t.Any]) -> tuple[str, str]:
         """What became of an entry, and why."""

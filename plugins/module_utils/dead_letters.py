@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import stat
 import time
 import typing as t
 from collections import Counter
@@ -22,21 +23,25 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
+from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mask_text
 
 # An entry has about a kilobyte; what is longer than this without a newline is none, and is not held in memory.
 MAX_LINE = 8 << 20
-_PIECE = 1 << 18
+_PIECE = 1 << 19
 _TAIL = 1 << 20
+_LONGEST = 100
 _TOLD = ("timestamp", "episode_id", "customer_id", "failure_reason")
 _ROTATED = r"\.\d{8}_\d{6}"
 # Where one of Vritti's own lines begins, and all of one: customer and reason are taken as one, which is quicker. Any
 # other line is taken whole.
 _BEGIN = b'{"timestamp"'
+_DAY = rb"(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
 _USUAL = re.compile(
-    rb'\{"timestamp": "(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?)(?:\+00:00|Z)?", "episode_id": \d+, '
-    rb'"customer_id": "([^"\\\n]*", "failure_reason": "[^"\\\n]*)", "reflection": '
+    rb'\{"timestamp": "(\d{4}-' + _DAY + rb'T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?)(?:\+00:00|Z)?", '
+    rb'"episode_id": (?:0|[1-9]\d{0,18}), "customer_id": "([^"\\\n]*", "failure_reason": "[^"\\\n]*)", "reflection": '
     rb"(?:null\}|\{[^\n]*\}\})\n|([^\n]+\n?|\n)"
 )
+_CONTROLS = bytes(code for code in range(32) if code != 10)
 _BETWEEN = '", "failure_reason": "'
 _decoder = json.JSONDecoder()
 
@@ -73,7 +78,18 @@ def rotated(path: str) -> list[str]:
 def files_of(path: str, with_rotated: bool = True) -> list[str]:
     """The files of the queue that exist, oldest first. None is an empty queue: Vritti makes it with the first entry."""
     found = rotated(path) if with_rotated else []
-    return [*found, path] if os.path.exists(path) else found
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        # Raises where it may not be seen.
+        os.stat(folder)
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder)
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return found
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", path)
+    return [*found, path]
 
 
 def open_queue(path: str) -> t.BinaryIO:
@@ -89,8 +105,8 @@ class _Unpacked(io.RawIOBase):
     own reader.
     """
 
-    # Dead letters unpack to ten times their size.
-    _STEP = 1 << 13
+    # Dead letters unpack to ten times their size, and what is none to 32 MiB at most.
+    _STEP = 1 << 10
 
     def __init__(self, file: t.BinaryIO, package: t.Any) -> None:
         self._file = file
@@ -187,7 +203,7 @@ def _parts(offset: int, line: bytes) -> t.Iterator[Item]:
 
 def _next_part(text: str, begin: int) -> tuple[int, str, dict[str, t.Any] | None]:
     """Where the part that begins here ends, and what it is."""
-    start = begin + len(text[begin:]) - len(text[begin:].lstrip(" \t"))
+    start = _found(_SPACES, text, begin)
     try:
         found, end = _decoder.raw_decode(text, start)
         # A lone surrogate is a byte that is no UTF-8, and what has one can be stored nowhere.
@@ -196,15 +212,23 @@ def _next_part(text: str, begin: int) -> tuple[int, str, dict[str, t.Any] | None
         # Of a torn line, what comes after it on the same one may be whole.
         following = text.find(_BEGIN.decode(), start + 1)
         return (following if following > 0 else len(text)), "torn", None
-    rest = text[end:].lstrip(" \t\r\n\0")
-    if not isinstance(found, (dict, list)) and rest:
+    rest = _found(_BLANKS, text, end)
+    if not isinstance(found, (dict, list)) and rest < len(text):
         # "2026 is a number" is a line of text.
         return len(text), "torn", None
-    if not rest:
+    if rest == len(text):
         end = len(text)
     if is_entry(found):
         return end, "entry", found
     return end, "foreign", None
+
+
+_SPACES, _BLANKS = re.compile(r"[ \t]*"), re.compile(r"[ \t\r\n\0]*")
+
+
+def _found(pattern: re.Pattern[str], text: str, begin: int) -> int:
+    match = pattern.match(text, begin)
+    return match.end() if match else begin
 
 
 def is_entry(found: t.Any) -> bool:
@@ -242,7 +266,9 @@ class Tally:
     torn: int = 0
     foreign: int = 0
     size: int = 0
-    _counts: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    _parsed: Counter[tuple[str, str]] = field(default_factory=Counter)
+    # As they stand in the lines that are not parsed.
+    _usual_keys: Counter[bytes] = field(default_factory=Counter)
     # As text whose order is that of time, and without a zone: all are UTC.
     _oldest: str = "9999"
     _newest: str = ""
@@ -262,7 +288,7 @@ class Tally:
             self.foreign += 1
         elif item.entry is not None:
             self.entries += 1
-            self._counts[item.entry["customer_id"], item.entry["failure_reason"]] += 1
+            self._parsed[item.entry["customer_id"], item.entry["failure_reason"]] += 1
             moment = moment_of(item.entry)
             if moment is not None:
                 self._saw(moment.replace(tzinfo=None).isoformat())
@@ -279,7 +305,7 @@ class Tally:
         """Entries of a customer, with a reason, or both."""
         return sum(
             count
-            for key, count in self._counts.items()
+            for key, count in self._counts().items()
             if customer in (None, "", key[0]) and reason in (None, "", key[1])
         )
 
@@ -291,11 +317,19 @@ class Tally:
     def newest(self) -> str | None:
         return f"{self._newest}Z" if self._newest else None
 
+    def _counts(self) -> Counter[tuple[str, str]]:
+        """Entries by customer and reason."""
+        counted = Counter(self._parsed)
+        for key, count in self._usual_keys.items():
+            customer, _between, reason = key.decode().partition(_BETWEEN)
+            counted[customer, reason] += count
+        return counted
+
     def _by(self, place: int) -> dict[str, int]:
         """Counts by one of the two, most frequent first."""
         found: Counter[str] = Counter()
-        for key, count in self._counts.items():
-            found[key[place]] += count
+        for key, count in self._counts().items():
+            found[_shown(key[place])] += count
         return dict(sorted(found.items(), key=lambda one: (-one[1], one[0])))
 
     def _saw(self, stamp: str) -> None:
@@ -311,16 +345,13 @@ class Tally:
             # Two on one line, of which the first is cut off or not, are one match.
             len(found) != block.count(_BEGIN) - others.count(_BEGIN)
             or b"\0" in block
-            or (self.thorough and _depth(block) != _depth(others))
+            or not (block.isascii() or _is_utf8(block))
+            or (self.thorough and (_depth(block) != _depth(others) or _has_controls(block)))
         ):
             return False
         if found:
             stamps, keys, _lines = zip(*found)
-            try:
-                counted = {tuple(key.decode().split(_BETWEEN)): count for key, count in Counter(keys).items()}
-            except UnicodeDecodeError:
-                return False
-            self._counts.update(counted)
+            self._usual_keys.update(keys)
             self.entries += len(found)
             self._saw(min(stamps).decode())
             self._saw(max(stamps).decode())
@@ -333,13 +364,31 @@ class Tally:
             self.add(item)
 
 
+def _has_controls(block: bytes) -> bool:
+    """Whether there are control characters but newlines, which JSON does not allow."""
+    return len(block.translate(None, _CONTROLS)) != len(block)
+
+
+def _is_utf8(block: bytes) -> bool:
+    try:
+        block.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _depth(block: bytes) -> int:
     return block.count(b"{") - block.count(b"}")
 
 
-def tally(paths: t.Iterable[str]) -> Tally:
+def _shown(name: str) -> str:
+    """A name from the queue, where anything may stand, as it may be told: not too long, and no secret."""
+    return mask_text(name.encode("utf-8", "replace").decode()[:_LONGEST])
+
+
+def tally(paths: t.Iterable[str], thorough: bool = True) -> Tally:
     """Count what is in some files of a queue; one that is gone by now is left out."""
-    counted = Tally()
+    counted = Tally(thorough)
     for path in paths:
         with contextlib.suppress(FileNotFoundError), open_queue(path) as file:
             for block, kind in blocks(file):
@@ -401,7 +450,8 @@ def recent(path: str, since: float) -> tuple[int, bool]:
 def last(path: str, count: int) -> list[dict[str, t.Any]]:
     """The newest entries, without what the LLM has written, which may hold anything."""
     entries = _tail(path)[0][-count:]
-    return [{key: value for key, value in entry.items() if key in _TOLD} for entry in entries]
+    told = [{key: value for key, value in entry.items() if key in _TOLD} for entry in entries]
+    return [{key: _shown(str(value)) if key != "episode_id" else value for key, value in one.items()} for one in told]
 
 
 def _tail(path: str) -> tuple[list[dict[str, t.Any]], bool]:

@@ -31,8 +31,8 @@ attributes:
     support: none
 options:
   path:
-    description: The queue's file, C(data/failed_reflections.log) below the folder that Vritti runs in. A symbolic link
-      is followed.
+    description: The queue's file, C(data/failed_reflections.log) below the folder that Vritti runs in. It may not be a
+      symbolic link, for in the service's folder that may lead to anybody's file.
     type: path
     required: true
   state:
@@ -59,10 +59,19 @@ options:
       replay.
     type: str
   episodes:
-    description: Archive entries about these episodes only, such as RV(oncall.runbooks.dlq_replay#module:stored).
+    description: Archive entries about these episodes only, such as RV(oncall.runbooks.dlq_replay#module:stored), and of
+      them those with a reflection. With an empty list nothing is archived.
     type: list
-    elements: int
-    default: []
+    elements: dict
+    suboptions:
+      customer_id:
+        description: The episode's customer.
+        type: str
+        required: true
+      episode_id:
+        description: The episode's id.
+        type: int
+        required: true
   rotated:
     description: Whether to archive the files that Vritti has renamed to C(<name>.<YYYYmmdd_HHMMSS>.log) too.
     type: bool
@@ -186,7 +195,14 @@ def main() -> None:
             "archive": {"type": "path"},
             "customer": {"type": "str"},
             "reason": {"type": "str"},
-            "episodes": {"type": "list", "elements": "int", "default": []},
+            "episodes": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "customer_id": {"type": "str", "required": True},
+                    "episode_id": {"type": "int", "required": True},
+                },
+            },
             "rotated": {"type": "bool", "default": True},
             "compress": {"type": "bool", "default": True},
             "reopen": {"type": "list", "elements": "str"},
@@ -197,8 +213,13 @@ def main() -> None:
     )
     chosen = {**module.params, "dest": module.params["dest"] or ""}
     state, archive, reopen = chosen.pop("state"), chosen.pop("archive"), chosen.pop("reopen")
-    if state == "restored" and (chosen["customer"] or chosen["reason"] or chosen["episodes"]):
+    for name in ("customer", "reason"):
+        if chosen[name] == "":
+            module.fail_json(msg=f"{name} is empty; leave it out to archive everything.")
+    if state == "restored" and any(chosen[name] is not None for name in ("customer", "reason", "episodes")):
         module.fail_json(msg="An archive is put back whole: leave out customer, reason and episodes.")
+    if chosen["episodes"] is not None:
+        chosen["episodes"] = [(one["customer_id"], one["episode_id"]) for one in chosen["episodes"]]
     options = dead_letter_archive.Options(
         **chosen, reopen=functools.partial(_reopen, module, reopen) if reopen else None
     )
@@ -215,9 +236,12 @@ def main() -> None:
 
 
 def _reopen(module: AnsibleModule, command: list[str]) -> str | None:
-    status, output, errors = module.run_command(command)
-    said = " ".join((errors or output).split())[:200]
-    return f"{command[0]} ended with status {status}: {said.rstrip('.')}." if status else None
+    try:
+        status, output, errors = module.run_command(command, handle_exceptions=False)
+    except (OSError, ValueError) as error:
+        return f"{command[0]} cannot be run: {error}."
+    said = " ".join((errors or output).split())[:200].rstrip(".")
+    return f"{command[0]} ended with status {status}{': ' + said if said else ''}." if status else None
 
 
 if __name__ == "__main__":

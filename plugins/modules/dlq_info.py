@@ -108,6 +108,8 @@ grown:
   sample: 3
 """
 
+import math
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import dead_letters
@@ -124,7 +126,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     path, seconds = module.params["path"], module.params["sample_seconds"]
-    if seconds < 0:
+    if not 0 <= seconds < math.inf:
         module.fail_json(msg=f"sample_seconds is {seconds:g}; it is a number of seconds from 0.")
     try:
         files = dead_letters.files_of(path, module.params["rotated"])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -120,15 +121,15 @@ def test_what_is_chosen(queue: Path, dest: Path) -> None:
     for chosen, expected in (
         ({"customer": "other"}, [3]),
         ({"reason": "reflection_redaction_failed"}, [4]),
-        ({"episodes": [5, 99]}, [5]),
-        ({"customer": "acme", "episodes": [2, 3]}, [2]),
+        ({"episodes": [("acme", 5), ("acme", 99)]}, [5]),
+        ({"customer": "acme", "episodes": [("acme", 2), ("other", 3)]}, [2]),
     ):
         told = dead_letter_archive.archive(Options(str(queue), str(dest), **chosen))
         assert ids(told["archive"]) == expected
         assert told["entries"] == 1
         place = manifest(told)["sources"][0]["range"]
         assert place[1] - place[0] > 100
-        assert manifest(told)["filters"] == chosen
+        assert manifest(told)["filters"] == json.loads(json.dumps(chosen))
     assert ids(queue) == [1]
     assert b"junk\n" in queue.read_bytes()
     assert sum(everywhere(queue, dest).values()) == 5
@@ -204,6 +205,128 @@ def test_a_name_of_its_own_and_without_compression(queue: Path, dest: Path) -> N
     with pytest.raises(Refused, match=f"{named} exists"):
         dead_letter_archive.archive(options)
     assert ids(queue) == [2]
+
+
+def test_episodes_are_of_a_customer_and_have_a_reflection(queue: Path, dest: Path) -> None:
+    with queue.open("wb") as file:
+        for change in (
+            {},
+            {"customer_id": "ghost"},
+            NULL,
+            {"episode_id": True},
+            {"episode_id": [1]},
+            {"episode_id": 1.0},
+        ):
+            file.write(line({**entry(1), **change}))
+    before = queue.read_bytes().splitlines()
+    assert not dead_letter_archive.archive(Options(str(queue), str(dest), episodes=[]))["changed"]
+    told = dead_letter_archive.archive(Options(str(queue), str(dest), episodes=[("acme", 1)]))
+    assert told["entries"] == 1
+    assert queue.read_bytes().splitlines() == before[1:]
+
+
+def test_queues_with_one_name_share_a_folder(tmp_path: Path, dest: Path) -> None:
+    """Archived in the same second, by runs that know nothing of each other."""
+    queues = []
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        queues.append(tmp_path / name / NAME)
+        fill(queues[-1], *range(3000), customer=name)
+    program = (
+        "import sys\n"
+        "from ansible_collections.oncall.runbooks.plugins.module_utils import dead_letter_archive as archive\n"
+        "print(archive.archive(archive.Options(sys.argv[1], sys.argv[2]))['archive'])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, path, dest], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for path in queues
+    ]
+    archives = [run.communicate()[0].strip() for run in runs]
+    assert len(set(archives)) == 4
+    for name, archived in zip("abcd", archives):
+        with dead_letters.open_queue(archived) as file:
+            assert {item.entry["customer_id"] for item in dead_letters.items(file) if item.entry} == {name}
+        about = json.loads(Path(archived + ".manifest.json").read_text())
+        assert (about["sha256"], about["entries"]) == (durable.sha256(archived), 3000)
+
+
+def test_a_link_that_somebody_else_has_made_is_no_name_of_the_queue(tmp_path: Path, queue: Path, dest: Path) -> None:
+    fill(queue, 1, 2)
+    os.link(queue, tmp_path / "backup-of-somebody")
+    options = Options(str(queue), str(dest))
+    for number in range(4, 12):
+        killed_at(number, lambda: dead_letter_archive.archive(options))
+        dead_letter_archive.archive(options)
+        (archived,) = dest.glob("*.zst")
+        assert ids(archived) == [1, 2]
+        dead_letter_archive.restore(options, str(archived))
+        for path in dest.iterdir():
+            path.unlink()
+
+
+def test_where_files_have_one_name_only(queue: Path, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on FAT, or of a file that is another user's; and where the kernel cannot rename without replacing."""
+
+    def refused(*_words: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    monkeypatch.setattr(dead_letter_archive.ctypes, "CDLL", lambda *_words, **_options: None)
+    fill(queue, 1)
+    fill(queue, 2, customer="other")
+    with queue.open("ab"), pytest.raises(Refused, match="is kept open by"):
+        dead_letter_archive.archive(Options(str(queue), str(dest), timeout=0.1))
+    assert ids(queue) == [1, 2]
+    told = dead_letter_archive.archive(Options(str(queue), str(dest), customer="other"))
+    assert (ids(told["archive"]), ids(queue)) == ([2], [1])
+    dead_letter_archive.restore(Options(str(queue), ""), told["archive"])
+    assert ids(queue) == [1, 2]
+
+
+def test_what_is_no_queue_and_no_archive(tmp_path: Path, queue: Path, dest: Path) -> None:
+    fill(queue, 1)
+    options = Options(str(queue), str(dest))
+    with pytest.raises(Refused, match="is the queue itself"):
+        dead_letter_archive.restore(options, str(queue))
+    strange = tmp_path / "passwd"
+    strange.write_text("root:x:0:0\n")
+    with pytest.raises(Refused, match="holds no dead letters and has no manifest"):
+        dead_letter_archive.restore(options, str(strange))
+    assert strange.exists()
+    link = tmp_path / "data" / "link.log"
+    link.symlink_to(strange)
+    with pytest.raises(Refused, match="is no regular file"):
+        dead_letter_archive.archive(Options(str(link), str(dest)))
+    with pytest.raises(Refused, match=r"would not be what its name says"):
+        dead_letter_archive.archive(Options(str(queue), str(dest / "a.zst"), compress=False))
+    work = queue.parent / f".{NAME}.archiving"
+    work.symlink_to(dest)
+    with pytest.raises(Refused, match="see what it is, and remove it"):
+        dead_letter_archive.archive(options)
+    work.unlink()
+    work.mkdir()
+    (work / "job.json").write_text("{}")
+    with pytest.raises(Refused, match=r"job\.json is damaged"):
+        dead_letter_archive.archive(options)
+    assert ids(queue) == [1]
+
+
+def test_whatever_goes_wrong_the_queue_is_as_it_was(queue: Path, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(queue, 1)
+
+    def wrong(*_words: object) -> None:
+        raise SystemExit(1)
+
+    for name in ("_await_final", "_build"):
+        with monkeypatch.context() as patched:
+            patched.setattr(dead_letter_archive._Queue, name, wrong)
+            with pytest.raises(SystemExit):
+                dead_letter_archive.archive(Options(str(queue), str(dest)))
+        assert ids(queue) == [1]
+        assert os.listdir(queue.parent) == [NAME]
 
 
 def test_refusals(queue: Path, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +449,7 @@ def test_one_run_at_a_time(queue: Path, dest: Path) -> None:
 # Killed.
 
 _CALLS = ((os, "rename"), (os, "link"), (os, "unlink"), (os, "write"), (os, "fsync"), (os, "replace"), (os, "mkdir"))
+_CALLS = (*_CALLS, (dead_letter_archive, "_move"))
 
 
 def killed_at(number: int, work: Callable[[], object]) -> bool:

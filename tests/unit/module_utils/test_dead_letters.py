@@ -111,6 +111,10 @@ def test_a_line_that_was_cut_off_anywhere_is_torn(end: int) -> None:
         (line({**entry(1), "customer_id": 'a"b\\c'}), (1, 0, 0)),
         (line({**entry(1), "reflection": {"root_cause": '} {"timestamp": "'}}), (1, 0, 0)),
         (line({**entry(1), "reflection": {"timestamp": "x", "a": {"timestamp": 1}}}), (1, 0, 0)),
+        (line(entry(1)).replace(b"service", b"serv\xffce"), (0, 1, 0)),
+        (line(entry(1)).replace(b"service", b"serv\x01ce"), (0, 1, 0)),
+        (line(entry(1)).replace(b'"episode_id": 1', b'"episode_id": 01'), (0, 1, 0)),
+        (json.dumps(entry(1)).replace("service", "sérvice").encode() + b"\n", (1, 0, 0)),
     ],
 )
 def test_what_a_line_may_be(content: bytes, expected: tuple[int, int, int]) -> None:
@@ -171,6 +175,34 @@ def test_ids_beyond_doubles_and_times_of_all_kinds() -> None:
     tally = counted(content)
     assert (tally.entries, tally.oldest) == (4, "2026-11-27T02:59:59.500000Z")
     assert tally.newest == "2026-11-27T03:00:00.123456Z"
+
+
+def test_what_is_told_of_the_queue_can_be_told(tmp_path: Path) -> None:
+    """Anything may stand in it: half of a character, a key, a name without an end, a day that does not exist."""
+    key = "sk-or-v1-0123456789abcdef0123456789abcdef"
+    path = write(
+        tmp_path,
+        [
+            {**entry(1), "customer_id": "\ud800", "failure_reason": "x" * 500},
+            {**entry(2), "failure_reason": f"refused: {key}", "timestamp": "2026-99-99T99:99:99+00:00"},
+        ],
+    )
+    told = dead_letters.tally([str(path)])
+    shown = json.dumps([told.by_customer, told.by_reason, dead_letters.last(str(path), 5)]).encode().decode()
+    assert list(told.by_customer) == ["?", "acme"]
+    assert max(map(len, told.by_reason)) <= 100
+    assert key not in shown
+    assert (told.oldest, told.newest) == ("2026-11-27T03:00:01Z", "2026-11-27T03:00:01Z")
+
+
+def test_what_is_no_queue(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        dead_letters.files_of(str(tmp_path / "nowhere" / "failed.log"))
+    with pytest.raises(OSError, match="it is no regular file"):
+        dead_letters.files_of(str(tmp_path))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="it is no regular file"):
+        dead_letters.files_of(str(tmp_path / "fifo"))
 
 
 def test_an_archive_is_read_like_the_queue(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_customers_that_the_database_has_not(tmp_path):
 def test_a_file_that_may_not_be_read():
     # Below a folder that everybody may enter.
     with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o711)  # noqa: S103 - that is the point
+        os.chmod(folder, 0o755)  # noqa: S103 - that is the point
         path = write(Path(folder), [entry(1)])
         path.chmod(0)
         said = helpers.python(
