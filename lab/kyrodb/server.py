@@ -112,8 +112,8 @@ class Service:
             error = REFUSED if self._instance.wal_consistent else WAL_REFUSAL
             return self._messages["UpdateMetadataResponse"](success=False, existed=True, error=error)
         existed = self._store.update_metadata(request.doc_id, request.metadata, request.merge, request.namespace)
-        error = "" if existed else "document not found"
-        return self._messages["UpdateMetadataResponse"](success=existed, existed=existed, error=error)
+        # As with Delete, to find nothing is a success.
+        return self._messages["UpdateMetadataResponse"](success=True, existed=existed)
 
     def query(self, request: Any) -> Any:
         self._check_id(request.doc_id)

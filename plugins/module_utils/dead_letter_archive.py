@@ -78,7 +78,8 @@ def _wanted(filters: t.Mapping[str, t.Any]) -> t.Callable[[dict[str, t.Any]], bo
             return True
         # True and 1.0 are equal to 1, and no ids.
         number = entry.get("episode_id")
-        return type(number) is int and (entry["customer_id"], number) in pairs and entry.get("reflection") is not None
+        is_id = isinstance(number, int) and not isinstance(number, bool)
+        return is_id and (entry["customer_id"], number) in pairs and entry.get("reflection") is not None
 
     return wanted
 

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Export a customer's episodes from KyroDB to JSON lines.
 
-KyroDB lists nothing. Later versions of Vritti keep an index of the ids in their database; without one a search finds
-what it finds. While it runs, the lines are in `<dest>.part`, and `<dest>.part.manifest.json` says whose they are; a run
-that was killed is gone on with. At the end the manifest gets its name first and the lines after it, so that a file is
-never without the manifest that tells whose it is; until then its `replaces` is the checksum of what is there.
+KyroDB lists nothing. Later versions of Vritti keep an index of the ids in their database, which one search is compared
+with; without one, searches find what they find. While it runs, the lines are in `<dest>.part`, and
+`<dest>.part.manifest.json` says whose they are; a run that was killed is gone on with for an hour. At the end the
+manifest gets its name first and the lines after it, so that a file is never without the manifest that tells whose it
+is; until then its `replaces` is the checksum of what is there.
 """
 
 from __future__ import annotations
@@ -33,9 +34,13 @@ MANIFEST = ".manifest.json"
 PART = ".part"
 # So many are held in memory at once.
 CHUNK = 200
-# So many ids are named one by one.
+# So many ids are named one by one, and so many in a sentence.
 NAMED = 100
+_SAID = 20
+# Older lines may have changed since.
+_OLDEST_PART = 3600
 _INDEX = "episodes_index"
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 # What a manifest says of the run, and not of what was exported.
 _OF_ONE_RUN = ("started_at", "finished_at", "replaces")
 
@@ -63,6 +68,7 @@ class Export:
     missing: list[int] = field(default_factory=list)
     missing_count: int = 0
     other_customer: int = 0
+    outside_index: int = 0
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -75,6 +81,9 @@ class Export:
         self.part = self.dest + PART
         self.started_at = _now()
         self._why = "customers_db, which may have an index, is not given"
+        # What a search has found and the index does not know, and the first of them that are this customer's.
+        self._outside = array("q")
+        self._named_outside: list[int] = []
 
     @property
     def manifest(self) -> str:
@@ -84,11 +93,12 @@ class Export:
         """What is left of a run that failed, as a sentence after the one that says why."""
         if not os.path.exists(self.part):
             return ""
-        return f" What was exported until then is in {self.part}; the next run goes on from there."
+        return f" What was exported until then is in {self.part}; a run within an hour of its start goes on from there."
 
     @property
     def complete(self) -> bool:
-        return self.source == "index" and not self.missing_count and not self.other_customer
+        wrong = self.missing_count or self.other_customer or self.outside_index or self.undecoded
+        return self.source == "index" and not wrong
 
     @property
     def _identity(self) -> Manifest:
@@ -134,25 +144,41 @@ class Export:
 
     def _ids(self, documents: kyrodb.Documents) -> array[int]:
         """The ids to export, in ascending order."""
-        indexed = self._indexed()
+        # Before the index is read, so that what is captured in between is in it.
+        searched = self._searched(documents) if self._has_index else array("q")
+        indexed = self._indexed(searched)
         if indexed is not None:
             self.expected = len(indexed)
             # KyroDB takes no others, and answers for none where one of them is asked for.
             first = bisect.bisect_right(indexed, 0)
             for invalid in indexed[:first]:
                 self._miss(invalid)
-            return indexed[first:]
+            return array("q", sorted([*indexed[first:], *self._outside])) if self._outside else indexed[first:]
         self.source = "search"
-        dimension = documents.dimension() or self.dimension
-        ids, most = documents.search_ids(dimension)
+        self.notes.clear()
+        ids, most = documents.search_ids(documents.dimension() or self.dimension)
         fewer = f" {most} is what fits into an answer here." if most < kyrodb.MOST_HITS else ""
         self.notes.append(
-            f"It may be incomplete: {self._why}, so the ids are what a search finds, {most} at most and "
-            f"approximately.{fewer}"
+            f"It may be incomplete: {self._why}, so the ids are what searches find, {most} at most each and "
+            f"approximately.{fewer} KyroDB looks among everybody's documents first, so a customer with few in a busy "
+            f"instance may be crowded out."
         )
-        return array("q", sorted({one for one in ids if 0 < one < 1 << 63}))
+        return _valid(ids)
 
-    def _indexed(self) -> array[int] | None:
+    @property
+    def _has_index(self) -> bool:
+        return bool(self.customers_db) and self.collection == episodes.COLLECTION
+
+    def _searched(self, documents: kyrodb.Documents) -> array[int]:
+        """What one search finds, to compare the index with."""
+        try:
+            ids, _most = documents.search_ids(documents.dimension() or self.dimension, searches=1)
+        except NoAnswer as error:
+            self.notes.append(f"What the index lacks was not searched for: {error}")
+            return array("q")
+        return _valid(ids)
+
+    def _indexed(self, searched: array[int]) -> array[int] | None:
         """The ids in Vritti's index, or None where there is no index."""
         if not self.customers_db:
             return None
@@ -168,14 +194,20 @@ class Export:
                     f"{path} has no customer {self.customer_id}; correct customer_id, or leave customers_db out to "
                     f"search for what KyroDB has of one that is gone."
                 )
-            if _INDEX not in names:
+            if _INDEX not in names or not self._has_index:
                 return None
+            of = (self.customer_id, self.collection)
             rows = connection.execute(
                 "SELECT episode_id FROM episodes_index WHERE customer_id = ? AND collection = ? AND deleted = 0 "
                 "ORDER BY episode_id",
-                (self.customer_id, self.collection),
+                of,
             )
-            return array("q", (row[0] for row in rows))
+            indexed = array("q", (row[0] for row in rows))
+            # What is deleted is in the index too, and is not to come back.
+            known = "SELECT 1 FROM episodes_index WHERE customer_id = ? AND collection = ? AND episode_id = ?"
+            unknown = (one for one in searched if not connection.execute(known, (*of, one)).fetchone())
+            self._outside = array("q", unknown)
+            return indexed
 
         if sqlite_files.header_of(path) is None:
             raise NoAnswer(f"{path} is no SQLite database, or does not exist; name Vritti's database as customers_db.")
@@ -183,7 +215,9 @@ class Export:
             found = sqlite_files.read(path, read, self.timeout)
         except (sqlite_files.Locked, sqlite3.Error) as error:
             raise NoAnswer(f"The index in {path} cannot be read: {str(error).rstrip('.')}.") from None
-        if found is None:
+        if found is None and self.collection != episodes.COLLECTION:
+            self._why = f"the index in {path} has none of {self.collection}"
+        elif found is None:
             self._why = f"{path} has no table {_INDEX}"
         return found
 
@@ -197,12 +231,18 @@ class Export:
             lines = []
             for doc_id in piece:
                 document = found.pop(doc_id, None)
-                if document is None:
-                    self._miss(doc_id)
-                elif document.metadata.get("customer_id") != self.customer_id:
-                    self.other_customer += 1
-                else:
+                outside = _has(self._outside, doc_id)
+                if document is not None and document.metadata.get("customer_id") == self.customer_id:
+                    if outside:
+                        self._count_outside(doc_id)
                     lines.append(self._line(document))
+                elif outside:
+                    # Nobody has promised it.
+                    continue
+                elif document is None:
+                    self._miss(doc_id)
+                else:
+                    self.other_customer += 1
             self.exported += len(lines)
             yield lines
 
@@ -210,6 +250,11 @@ class Export:
         self.missing_count += 1
         if len(self.missing) < NAMED:
             self.missing.append(doc_id)
+
+    def _count_outside(self, doc_id: int) -> None:
+        self.outside_index += 1
+        if len(self._named_outside) < _SAID:
+            self._named_outside.append(doc_id)
 
     def _line(self, document: kyrodb.Document) -> bytes:
         metadata = dict(document.metadata)
@@ -295,11 +340,11 @@ class Export:
                         f"it away."
                     )
                 self._require_same(found, self.part)
-                if {key: found.get(key) for key in mine} != mine:
-                    # Lines of another shape.
+                if {key: found.get(key) for key in mine} != mine or not _recent(found.get("started_at")):
+                    # Lines of another shape, or of what may have changed since.
                     file.truncate(0)
                 else:
-                    self.started_at = str(found.get("started_at", self.started_at))
+                    self.started_at = str(found["started_at"])
             text = json.dumps({**mine, "started_at": self.started_at}, sort_keys=True) + "\n"
             durable.write(self.part + MANIFEST, text.encode("ascii"), 0o600)
             yield file
@@ -318,9 +363,13 @@ class Export:
             undecoded += told.get("episode") is None
             end += len(line)
         found = array("q", sorted(found))
-        if not all(_has(ids, one) for one in found):
-            # Somebody has deleted an episode since, which is not to come back by this file.
+        twice = any(found[place] == found[place - 1] for place in range(1, len(found)))
+        if twice or not all(_has(ids, one) for one in found):
+            # No run writes an id twice. Or an episode was deleted since, which is not to come back by this file.
             found, end, undecoded = array("q"), 0, 0
+        for one in self._outside:
+            if _has(found, one):
+                self._count_outside(one)
         file.seek(end)
         file.truncate()
         self.resumed = self.exported = len(found)
@@ -338,6 +387,7 @@ class Export:
             "missing": self.missing,
             "missing_count": self.missing_count,
             "other_customer": self.other_customer,
+            "outside_index": self.outside_index,
             "undecoded": self.undecoded,
             "notes": self._all_notes(),
             "sha256": sha256,
@@ -354,6 +404,13 @@ class Export:
             notes.append(
                 f"{self.other_customer} of the documents are another customer's and were left out; their ids may have "
                 f"been given out twice."
+            )
+        if self.outside_index:
+            named = ", ".join(map(str, sorted(self._named_outside)))
+            more = " and others" if self.outside_index > len(self._named_outside) else ""
+            notes.append(
+                f"KyroDB has {self.outside_index} episodes of this customer that the index has not, and there may be "
+                f"more; they were exported too: {named}{more}."
             )
         if self.undecoded:
             notes.append(
@@ -373,6 +430,20 @@ class Export:
             # A run that was killed between the manifest and the file has yet to give the file its name.
             same = manifest["replaces"] == manifest["sha256"] and told == {key: before.get(key) for key in told}
         return {"changed": not same, "before": before, "after": manifest}
+
+
+def _valid(ids: t.Iterable[int]) -> array[int]:
+    """Those that can be ids of documents of Vritti's, in ascending order."""
+    return array("q", sorted({one for one in ids if 0 < one < 1 << 63}))
+
+
+def _recent(started_at: t.Any) -> bool:
+    """Whether a run that began then is one to go on with."""
+    try:
+        began = datetime.strptime(started_at, _TIME).replace(tzinfo=timezone.utc)
+    except (TypeError, ValueError):
+        return False
+    return 0 <= (datetime.now(timezone.utc) - began).total_seconds() <= _OLDEST_PART
 
 
 def _has(found: array[int], one: int) -> bool:
@@ -396,4 +467,4 @@ def _told(value: float) -> float | None:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(timezone.utc).strftime(_TIME)

@@ -15,13 +15,13 @@ import typing as t
 import zlib
 
 COLLECTION = "failures"
+COLLECTIONS = (COLLECTION, "failures_images", "skills", "cluster_templates")
 EPISODE = "episode_json"
 _PACKED = "gz:"
 # Vritti takes requests of 10 MiB; what unpacks to more than this is no episode.
 _LARGEST = 64 << 20
 # Vritti's own rule; a namespace is made of the two.
 _CUSTOMER = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_COLLECTION = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Undecodable(Exception):
@@ -32,8 +32,8 @@ def namespace(customer_id: str, collection: str = COLLECTION) -> str:
     """The namespace of a customer's documents, or ValueError with a sentence."""
     if not _CUSTOMER.fullmatch(customer_id):
         raise ValueError(f"{customer_id!r} is no customer id; Vritti's have a-z, 0-9 and single hyphens, as acme-corp")
-    if not _COLLECTION.fullmatch(collection):
-        raise ValueError(f"{collection!r} is no collection; Vritti's are failures and failures_images")
+    if collection not in COLLECTIONS:
+        raise ValueError(f"{collection!r} is no collection; Vritti's are {', '.join(COLLECTIONS)}")
     return f"{customer_id}:{collection}"
 
 

@@ -27,6 +27,10 @@ LARGEST_ANSWER = 64 << 20
 # What one BulkQuery and one Search may ask for.
 MOST_IDS = 10_000
 MOST_HITS = 1000
+# A search for ids is made so often at most, along so many axes first, and ends after so many that find nothing new.
+MOST_SEARCHES = 32
+_AXES = 4
+_IDLE_SEARCHES = 3
 MOST_DIMENSIONS = 4096
 HEALTH_FIELDS = (
     ("status", 1, "int32"),
@@ -628,11 +632,38 @@ class Documents:
         except Unimplemented:
             return None
 
-    def search_ids(self, dimension: int) -> tuple[list[int], int]:
-        """Ids that a search for any vector finds, and how many were asked for: as many as fit into an answer."""
-        most = MOST_HITS
+    def search_ids(self, dimension: int, searches: int = MOST_SEARCHES) -> tuple[list[int], int]:
+        """Ids that searches find, and how many each was asked for: as many as fit into an answer.
+
+        KyroDB picks what is nearest among everybody's documents and filters by namespace afterwards, so one search may
+        find none of the few that a customer has: it is made from several sides, and from what was found.
+        """
+        found: dict[int, None] = {}
+        # Those to go on from; the last is the farthest of the last search, whose neighbours were seen least.
+        beyond: list[int] = []
+        most, idle = MOST_HITS, 0
+
+        def search(vector: list[float]) -> bool:
+            nonlocal most
+            ids, most = self._search(vector, most)
+            new = [doc_id for doc_id in ids if doc_id not in found]
+            found.update(dict.fromkeys(new))
+            beyond.extend(new)
+            return bool(new)
+
+        axes = _axes(dimension)[:searches]
+        for vector in axes:
+            search(vector)
+        for _number in range(searches - len(axes)):
+            if not beyond or idle == _IDLE_SEARCHES:
+                break
+            document = self.get(beyond.pop(), embedding=True)
+            if document and any(document.embedding):
+                idle = 0 if search(document.embedding) else idle + 1
+        return list(found), most
+
+    def _search(self, vector: list[float], most: int) -> tuple[list[int], int]:
         while True:
-            vector = [1.0] + [0.0] * (dimension - 1)
             try:
                 answer = self._call("Search", query_embedding=vector, k=most, min_score=-1.0, namespace=self.namespace)
             except TooMuch:
@@ -647,10 +678,11 @@ class Documents:
     def merge_metadata(self, doc_id: int, metadata: t.Mapping[str, str]) -> bool:
         """Set these keys and leave the others; whether the document exists. Raise Unimplemented on older servers."""
         answer = self._call("UpdateMetadata", doc_id=doc_id, metadata=metadata, merge=True, namespace=self.namespace)
+        # KyroDB calls it a success, too, to have found nothing that it could update.
+        if not answer.existed and (answer.success or "not found" in (answer.error.lower() or "not found")):
+            return False
         if answer.success:
             return True
-        if not answer.existed and "not found" in (answer.error.lower() or "not found"):
-            return False
         raise NoAnswer(f"{self._where} does not update document {doc_id}{_because(answer)}.")
 
     def insert(self, document: Document) -> None:
@@ -664,6 +696,12 @@ class Documents:
         )
         if not answer.success:
             raise NoAnswer(f"{self._where} does not insert document {document.doc_id}{_because(answer)}.")
+
+
+def _axes(dimension: int) -> list[list[float]]:
+    """Unit vectors along a few axes that are far apart, in both directions."""
+    places = range(0, dimension, max(1, dimension // _AXES))[:_AXES]
+    return [[sign if one == place else 0.0 for one in range(dimension)] for place in places for sign in (1.0, -1.0)]
 
 
 def _because(answer: t.Any) -> str:

@@ -126,7 +126,7 @@ class Ensure:
                 ) from None
             raise Refused(f"Nothing was changed: {error}") from None
         wrong = [name for name in ("subscription_tier", "status") if not isinstance(found.get(name), str)]
-        wrong += [name for name in ("monthly_credit_limit", USED) if type(found.get(name)) is not int]
+        wrong += [name for name in ("monthly_credit_limit", USED) if not _is_count(found.get(name))]
         if found.get("customer_id") != customer or wrong:
             raise Refused(
                 f"GET {self.api.shown}{self._path} answers with something else than a customer"
@@ -381,3 +381,7 @@ def _maybe(error: vritti_api.Failed) -> str:
     if error.maybe_done:
         return "Whether it was done is not known; run it again, which looks first."
     return "It was not done."
+
+
+def _is_count(value: t.Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -144,7 +144,8 @@ results:
       description: The entry's episode, as the entry has it.
       type: raw
     customer_id:
-      description: The entry's customer.
+      description: The entry's customer. Half a character, which an escape can make, is a question mark here and in
+        the reason.
       type: str
     result:
       description: As in RV(by_result).
@@ -155,11 +156,19 @@ results:
   sample: [{episode_id: 1291, customer_id: acme-corp, result: replayed, reason: ""}]
 stored:
   description: The episodes of the queue that have their reflection in KyroDB now, by this run or before, the first
-    10,000 in the order of the queue. Their entries may be archived.
+    10,000 in the order of the queue, each once. Their entries that have a reflection may be archived; it is what
+    O(oncall.runbooks.dlq_archive#module:episodes) takes.
   type: list
-  elements: int
+  elements: dict
   returned: always
-  sample: [1291, 1292]
+  contains:
+    customer_id:
+      description: The customer, because ids alone may be in entries of others too.
+      type: str
+    episode_id:
+      description: The episode.
+      type: int
+  sample: [{customer_id: acme-corp, episode_id: 1291}, {customer_id: acme-corp, episode_id: 1292}]
 torn:
   description: Lines that are no JSON, such as those that a crash has cut off. They are not replayed.
   type: int
@@ -256,9 +265,9 @@ def told(replay: dead_letter_replay.Replay, files: list[str], said: str) -> dict
         "torn": replay.torn,
         "foreign": replay.foreign,
         "not_tried": replay.not_tried,
-        "files": files,
+        "files": [dead_letter_replay.shown(path) for path in files],
     }
-    return {**result, "msg": said} if said else result
+    return {**result, "msg": dead_letter_replay.shown(said)} if said else result
 
 
 def _numbers_are_kept(core: str | None) -> bool:

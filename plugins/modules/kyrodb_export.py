@@ -16,17 +16,21 @@ description:
   - KyroDB has no call that lists its documents. Later versions of Vritti keep an index of the ids in their database
     (O(customers_db)), and the episodes are fetched with C(BulkQuery), or one by one with C(Query) where an older
     server has no C(BulkQuery). What the index promises and KyroDB has not is named in RV(missing), and RV(complete)
-    is false.
-  - Where there is no index, as at v0.1.0 of Vritti, C(Search) finds the ids. It is approximate and gives 1000 at
-    most, so RV(complete) is false and RV(notes) says why.
+    is false. It is false as well where one C(Search) finds episodes of the customer that the index has not; they are
+    exported too (RV(outside_index)). What the index has as deleted is not exported.
+  - Where there is no index, as at v0.1.0 of Vritti, and for every O(collection) but V(failures), C(Search) finds the
+    ids. It is approximate and gives 1000 at most, so RV(complete) is false and RV(notes) says why. It looks among the
+    nearest documents of all customers and leaves others' out afterwards. Therefore it is made from several sides and
+    from what was found, 32 times at most. A customer with few episodes in a busy instance may be crowded out even so.
   - Documents of another customer are never exported, whatever their namespace says.
   - A line has C(episode_id), an integer that may be above 2^53, which tools that calculate with doubles round;
     C(episode), decoded; C(metadata), everything else that KyroDB has about it, such as C(retrieval_count), C(tags)
     and C(reflection_*); and C(embedding) where O(include_embeddings) asks for it. An episode that cannot be decoded
-    is kept as C(episode_json), and C(episode) is null.
+    is kept as C(episode_json), C(episode) is null, and RV(complete) is false.
   - While it runs, the lines are in C(<dest>.part). A run that was killed is gone on with by the next one with the
-    same O(customer_id), O(address) and O(collection), which keeps the whole lines that are there. A file gets its
-    name when it is complete and synced to disk. It is readable for its owner only.
+    same O(customer_id), O(address) and O(collection) within an hour of its start, which keeps the whole lines that are
+    there. Later, it begins anew, because they may have changed since. A file gets its name when it is complete and
+    synced to disk. It is readable for its owner only.
   - A second run while nothing has changed in KyroDB changes nothing. KyroDB is only read. A few hundred episodes are
     held in memory at once.
 author:
@@ -59,18 +63,21 @@ options:
   customers_db:
     description:
       - Vritti's database on the target, which is read without leaving a trace. The customer has to be in it.
-      - Without it, and where it has no table C(episodes_index), the episodes are searched for.
+      - Without it, where it has no table C(episodes_index), and for another O(collection) than V(failures), the
+        episodes are searched for.
     type: path
   collection:
-    description: The collection, which is the namespace C(<customer_id>:<collection>).
+    description: The collection, which is the namespace C(<customer_id>:<collection>). V(failures_images) is in the
+      image instance, so that needs its O(address).
     type: str
+    choices: [failures, failures_images, skills, cluster_templates]
     default: failures
   include_embeddings:
     description: Whether each line has the vector too, of a few kilobytes.
     type: bool
     default: false
   dimension:
-    description: The dimension of the instance's vectors, for a search where an older server does not tell it
+    description: The dimension of the instance's vectors, for a search, where an older server does not tell it
       (C(GetConfig)).
     type: int
     default: 384
@@ -123,7 +130,8 @@ expected:
   returned: success
   sample: 412
 complete:
-  description: Whether everything is there that the index promised. Without an index false, because nobody knows.
+  description: Whether everything is there that the index promised, decoded, and one search found nothing else.
+    Without an index false, because nobody knows. Where the search is not answered, RV(notes) says it.
   type: bool
   returned: success
   sample: true
@@ -155,6 +163,11 @@ missing_count:
   sample: 1
 other_customer:
   description: How many documents were left out because they are another customer's.
+  type: int
+  returned: success
+  sample: 0
+outside_index:
+  description: How many episodes of the customer are in the file that the index has not. RV(notes) names the first 20.
   type: int
   returned: success
   sample: 0
@@ -190,7 +203,7 @@ import json
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import episode_export, kyrodb
+from ansible_collections.oncall.runbooks.plugins.module_utils import episode_export, episodes, kyrodb
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer, Refused
 
 
@@ -201,7 +214,7 @@ def main() -> None:
             "customer_id": {"type": "str", "required": True},
             "dest": {"type": "path", "required": True},
             "customers_db": {"type": "path"},
-            "collection": {"type": "str", "default": "failures"},
+            "collection": {"type": "str", "default": episodes.COLLECTION, "choices": list(episodes.COLLECTIONS)},
             "include_embeddings": {"type": "bool", "default": False},
             "dimension": {"type": "int", "default": 384},
             "api_key": {"type": "str", "no_log": True},
@@ -229,8 +242,8 @@ def main() -> None:
     except OSError as error:
         module.fail_json(msg=f"{export.dest} cannot be written: {error}.{export.remainder()}")
     before, after = told["before"], told["after"]
-    keys = ("episodes", "expected", "complete", "source", "missing", "missing_count", "other_customer", "undecoded")
-    result = {key: after[key] for key in (*keys, "notes", "sha256", "size_bytes")}
+    keys = ("episodes", "expected", "complete", "source", "missing", "missing_count", "other_customer", "outside_index")
+    result = {key: after[key] for key in (*keys, "undecoded", "notes", "sha256", "size_bytes")}
     result.update(changed=told["changed"], resumed=export.resumed, export=export.dest, manifest=export.manifest)
     if module._diff:
         shown = [key for key in after if key not in ("started_at", "finished_at", "replaces")]

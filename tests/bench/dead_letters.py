@@ -40,7 +40,7 @@ print(json.dumps({"entries": entries, "seconds": seconds, "kib": kib}))
 def make(path: Path, lines: int, least_bytes: int = 0) -> int:
     """Dead letters of some 700 bytes, as Vritti writes them; how many."""
     chance = random.Random(1)  # noqa: S311 - the same file every time
-    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 10))) for _ in range(3000)]
+    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 10))) for _number in range(3000)]
 
     def text(count: int) -> str:
         return " ".join(chance.choices(words, k=count))

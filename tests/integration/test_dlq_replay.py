@@ -85,6 +85,8 @@ def test_dead_letters_of_vritti_itself(lab: RunningLab, tmp_path: Path) -> None:
     assert rest["counts"] == {"replayed": 1, "skipped": 1, "failed": 0, "not_tried": 0}
     assert again["counts"] == {"replayed": 0, "skipped": 2, "failed": 0, "not_tried": 0}
     assert again["changed"] is False
+    stored = [{key: entry[key] for key in ("customer_id", "episode_id")} for entry in letters(lab)]
+    assert (told["stored"], again["stored"]) == ([], stored)
     assert queue(lab).read_bytes() == written
     by_vritti, _vector = held(lab, good)
     for entry in letters(lab):

@@ -86,15 +86,20 @@ def test_check_mode_and_an_episode_that_kyrodb_has_lost(lab: RunningLab, tmp_pat
     kept = int(lab.capture(lab.key(-3)).json["episode_id"])
     customer = lab.customer(-3)["customer_id"]
     assert lab.call("Delete", doc_id=lost, namespace=f"{customer}:failures").existed
+    # Nobody has told the index of this one.
+    outside = {"doc_id": 999_999, "embedding": [1.0] + [0.0] * 383, "namespace": f"{customer}:failures"}
+    assert lab.call("Insert", metadata={"customer_id": customer, "episode_json": "{}"}, **outside).success
     dest = tmp_path / "out.jsonl"
     options = {"customer_id": customer, "dest": str(dest), "include_embeddings": True}
     (told,) = export(lab, tmp_path, options, check=True)
-    assert (told["changed"], told["episodes"], told["expected"]) == (True, 1, 2)
+    assert (told["changed"], told["episodes"], told["expected"]) == (True, 2, 2)
     assert not dest.exists()
     (result,) = export(lab, tmp_path, options)
     assert (result["complete"], result["missing"], result["sha256"]) == (False, [lost], told["sha256"])
-    (line,) = [json.loads(line) for line in dest.read_text().splitlines()]
-    assert (line["episode_id"], len(line["embedding"])) == (kept, 384)
+    assert result["outside_index"] == 1
+    assert result["notes"][1].endswith("there may be more; they were exported too: 999999.")
+    lines = [json.loads(line) for line in dest.read_text().splitlines()]
+    assert [(line["episode_id"], len(line["embedding"])) for line in lines] == [(kept, 384), (999_999, 384)]
 
 
 def test_step_of_data_recovery(lab: RunningLab, tmp_path: Path) -> None:

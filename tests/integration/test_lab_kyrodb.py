@@ -64,6 +64,10 @@ def test_deletes_and_metadata_updates(lab: RunningLab) -> None:
     assert dict(lab.call("Query", doc_id=41).metadata) == {"kept": "yes", "changed": "yes"}
     lab.call("UpdateMetadata", doc_id=41, metadata={"only": "this"}, namespace=NAMESPACE)
     assert dict(lab.call("Query", doc_id=41).metadata) == {"only": "this"}
+    for doc_id, namespace in ((41, "other:failures"), (42, NAMESPACE)):
+        answer = lab.call("UpdateMetadata", doc_id=doc_id, metadata={"no": "where"}, merge=True, namespace=namespace)
+        assert (answer.success, answer.existed, answer.error) == (True, False, "")
+    assert dict(lab.call("Query", doc_id=41).metadata) == {"only": "this"}
     assert lab.call("Delete", doc_id=41, namespace=NAMESPACE).existed
     assert not lab.call("Delete", doc_id=41, namespace=NAMESPACE).existed
     assert not lab.call("Query", doc_id=41).found

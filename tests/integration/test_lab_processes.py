@@ -187,11 +187,11 @@ def test_a_pid_file_names_nobody_elses_process(tmp_path: Path) -> None:
 
 
 def test_labs_that_start_at_once_share_no_port() -> None:
-    claimed = [claim_free_ports() for _ in range(20)]
+    claimed = [claim_free_ports() for _number in range(20)]
     try:
-        ports = [port for base, _ in claimed for port in asdict(Ports.above(base)).values()]
+        ports = [port for base, _control in claimed for port in asdict(Ports.above(base)).values()]
         assert len(set(ports)) == 6 * len(claimed)
         assert claim(claimed[0][0]) is None
     finally:
-        for _, control in claimed:
+        for _base, control in claimed:
             control.close()

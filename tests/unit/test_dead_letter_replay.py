@@ -70,7 +70,9 @@ class Queue:
     def __init__(self, path):
         self.path = path
 
-    def put(self, doc_id, customer="acme", reflection=REFLECTION, **more):
+    def put(self, doc_id, customer="acme", reflection="usual", **more):
+        if reflection == "usual":
+            reflection = REFLECTION
         entry = {
             "timestamp": "2026-11-22T03:45:13.000000+00:00",
             "episode_id": doc_id,
@@ -91,6 +93,10 @@ def replay(at, queue, *more, **options):
     made.run([str(queue.path), *more])
     assert queue.path.read_bytes() == before
     return made
+
+
+def stored(*doc_ids, customer="acme"):
+    return [{"customer_id": customer, "episode_id": doc_id} for doc_id in doc_ids]
 
 
 def counts(made):
@@ -167,7 +173,7 @@ def test_what_is_not_replayed(server, queue):
         (4, "other_customer"),
         (99, "not_found"),
     ]
-    assert made.stored == [2]
+    assert made.stored == stored(2)
     assert made.results[0]["reason"] == "reflection_redaction_failed"
     assert made.sentence() == (
         "3 entries could not be replayed and stay in the queue; episode 3 of acme: KyroDB has no such document in "
@@ -275,11 +281,40 @@ def test_check_mode_stores_nothing(server, queue):
     server.put(2, reflection_root_cause="another")
     queue.put(2)
     made = replay(server, queue, check=True)
-    assert (counts(made), made.stored) == ((1, 2, 1, 0), [2])
+    assert (counts(made), made.stored) == ((1, 2, 1, 0), stored(2))
     assert server.metadata(1) == before
     assert set(server.calls) == {"Query"}
     made = replay(server, queue)
-    assert (counts(made), made.stored) == ((1, 2, 1, 0), [1, 2])
+    assert (counts(made), made.stored) == ((1, 2, 1, 0), stored(1, 2))
+
+
+def test_stored_tells_whose_entries_they_are(server, queue, monkeypatch):
+    """An id alone would be that of another customer's entry, or of one without a reflection, as well."""
+    for doc_id in (3, 1):
+        server.put(doc_id)
+        queue.put(doc_id)
+    server.put(2, "other", reflection_root_cause="another")
+    queue.put(1, "other")
+    queue.put(5, reflection=None)
+    queue.put(2, "other")
+    queue.put(3)
+    made = replay(server, queue)
+    assert made.by_result == {"replayed": 2, "already_stored": 2, "not_found": 1, "no_reflection": 1}
+    assert made.stored == [*stored(3, 1), *stored(2, customer="other")]
+    assert replay(server, queue).stored == made.stored
+    monkeypatch.setattr(dead_letter_replay, "MOST_STORED", 2)
+    assert replay(server, queue).stored == stored(3, 1)
+
+
+def test_halves_of_characters_are_shown_as_question_marks(server, queue):
+    queue.put(5, customer="a\ud800b")
+    queue.put("\udfff")
+    queue.put(7, reflection=None, failure_reason="why\ud83d")
+    made = replay(server, queue)
+    assert [(one["episode_id"], one["customer_id"]) for one in made.results] == [(5, "a?b"), ("?", "acme"), (7, "acme")]
+    assert [one["result"] for one in made.results] == ["error", "error", "no_reflection"]
+    assert made.results[2]["reason"] == "why?"
+    json.dumps([made.results, made.sentence()], ensure_ascii=False).encode()
 
 
 def test_list_is_bounded_and_counts_are_not(server, queue):
@@ -330,7 +365,7 @@ def test_writes_that_kyrodb_refuses(server, queue):
     assert (counts(made), made.ended) == ((0, 0, 2, 0), "")
     assert "writes disabled" in made.results[1]["reason"]
 
-    # Deleted between the look and the write.
+    # Deleted between the look and the write, which KyroDB itself calls a success.
     def deletes(rpc, _request):
         if rpc == "UpdateMetadata":
             server.store.delete(1, "")
@@ -478,6 +513,8 @@ def test_result_under_ansible(server, queue, tmp_path):
     more = Queue(tmp_path / "more.log")
     more.put(HUGE)
     more.put(99)
+    # Ansible could not even read what it returns.
+    more.put(98, customer="a\ud800")
     nothing = {**options, "path": str(tmp_path / "none.log")}
     runs, output = play(tmp_path, options, options, {**options, "path": str(more.path)}, nothing)
     keeps = tuple(map(int, core.split(".")[:2])) < (2, 21)
@@ -487,19 +524,20 @@ def test_result_under_ansible(server, queue, tmp_path):
     assert (runs[0]["is_failed"], runs[0]["is_skipped"]) == (False, keeps)
     assert second["counts"] == {"replayed": 0, "skipped": 2, "failed": 0, "not_tried": 0}
     assert (second["changed"], runs[1]["is_failed"]) == (False, False)
-    assert third["counts"] == {"replayed": 1, "skipped": 0, "failed": 1, "not_tried": 0}
+    assert third["counts"] == {"replayed": 1, "skipped": 0, "failed": 2, "not_tried": 0}
+    assert third["results"][2]["customer_id"] == "a?"
     assert (third["changed"], runs[2]["is_failed"], runs[2]["is_skipped"]) == (True, True, False)
-    assert third["msg"].startswith("1 entries could not be replayed and stay in the queue; episode 99 of acme")
+    assert third["msg"].startswith("2 entries could not be replayed and stay in the queue; episode 99 of acme")
     assert third["by_result"] == {
         "replayed": 1,
         "already_stored": 0,
         "no_reflection": 0,
         "not_found": 1,
         "other_customer": 0,
-        "error": 0,
+        "error": 1,
     }
     assert third["results"][0] == {"episode_id": HUGE, "customer_id": "acme", "result": "replayed", "reason": ""}
-    assert (third["stored"], empty["stored"]) == ([HUGE], [])
+    assert (third["stored"], empty["stored"]) == (stored(HUGE), [])
     assert (empty["counts"]["failed"], empty["files"], empty["results"]) == (0, [], [])
     if keeps:
         assert (first["skipped"], first["failed"], second["skipped"]) == (1, 0, 2)
@@ -521,7 +559,7 @@ def test_arguments_that_are_wrong(tmp_path):
         {"path": str(tmp_path)},
     )
     runs, _output = play(tmp_path, *({**options, **one} for one in wrong))
-    says = ("limit is 0", "is no customer id", "timeout is 0", "is a URL", "Is a directory")
+    says = ("limit is 0", "is no customer id", "timeout is 0", "is a URL", "no regular file")
     for run, said in zip(runs, says):
         assert run["is_failed"]
         assert said in run["result"]["msg"]

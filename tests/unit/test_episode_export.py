@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
@@ -83,7 +84,7 @@ def test_everything_that_the_index_promises(server, dest, tmp_path):
         server.put(doc_id, pack=json.dumps if number % 2 else packed, reflection_root_cause="why")
     more = [(5000, "acme", "failures", 1), (5001, "acme", "failures_images", 0), (5002, "other", "failures", 0)]
     for doc_id, customer, _collection, _deleted in more:
-        server.put(doc_id, customer)
+        server.put(doc_id, customer, namespace="acme:failures_images" if doc_id == 5001 else None)
     database = customers_db(tmp_path / "customers.db", ids, ("acme", "other"), more=more)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("customers.db*")}
     result = export(server, dest, database)
@@ -164,10 +165,77 @@ def test_what_cannot_be_decoded_is_kept(server, dest, tmp_path, value):
     metadata = {"customer_id": "acme", "tags": "[]", **({} if value is None else {"episode_json": value})}
     server.store.insert(2, unit_vector(2), metadata, "acme:failures")
     result = export(server, dest, customers_db(tmp_path / "customers.db", [1, 2]))
-    assert (result["episodes"], result["undecoded"], result["complete"]) == (2, 1, True)
+    assert (result["episodes"], result["undecoded"], result["complete"]) == (2, 1, False)
     assert "1 episodes cannot be decoded" in result["notes"][0]
     line = lines(dest)[1]
     assert (line["episode"], line["episode_json"]) == (None, value)
+
+
+def test_more_than_the_index_has(server, dest, tmp_path):
+    ids = list(range(1, 6))
+    outside = [HUGE, *range(100, 130)]
+    for doc_id in (*ids, *outside):
+        server.put(doc_id)
+    # Another customer's and nobody's in this namespace, and what is deleted, are nothing to export.
+    server.put(50, "other", namespace="acme:failures")
+    server.store.insert(51, unit_vector(51), {"episode_json": "{}"}, "acme:failures")
+    server.put(52)
+    database = customers_db(tmp_path / "customers.db", ids, more=[(52, "acme", "failures", 1)])
+    result = export(server, dest, database)
+    assert (result["source"], result["expected"], result["episodes"]) == ("index", 5, 36)
+    assert (result["complete"], result["outside_index"], result["other_customer"]) == (False, 31, 0)
+    assert [line["episode_id"] for line in lines(dest)] == [*ids, *range(100, 130), HUGE]
+    (note,) = result["notes"]
+    assert note.startswith("KyroDB has 31 episodes of this customer that the index has not")
+    assert note.endswith(f"{', '.join(map(str, range(100, 120)))} and others.")
+    assert not export(server, dest, database)["changed"]
+    # They are counted as well where a run goes on from their lines.
+    killed(server, dest, database, after=3)
+    result = export(server, dest, database)
+    assert (result["resumed"], result["outside_index"], result["episodes"]) == (8, 31, 36)
+    assert result["notes"] == [note]
+
+
+def test_search_beside_the_index_that_is_not_answered(older, dest, tmp_path):
+    older.put(5)
+    result = export(older, dest, customers_db(tmp_path / "customers.db", [5]))
+    assert (result["episodes"], result["complete"]) == (1, True)
+    assert "was not searched for: KyroDB at" in result["notes"][0]
+    assert "expected 8 found 384" in result["notes"][0]
+    result = export(older, dest, customers_db(tmp_path / "second.db", [5]), dimension=DIMENSION)
+    assert (result["complete"], result["notes"]) == (True, [])
+
+
+def test_index_is_read_after_the_search(server, dest, tmp_path):
+    """What is captured in between is in the index, and no surprise."""
+    server.put(1)
+    database = customers_db(tmp_path / "customers.db", [1])
+
+    def captures(rpc, _request):
+        if rpc == "Search":
+            server.put(2)
+            with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+                connection.execute("INSERT OR IGNORE INTO episodes_index VALUES (2, 'acme', 'failures', 0)")
+
+    server.before = captures
+    result = export(server, dest, database)
+    assert (result["expected"], result["episodes"], result["complete"], result["notes"]) == (2, 2, True, [])
+
+
+@pytest.mark.parametrize("collection", ["failures_images", "skills", "cluster_templates"])
+def test_collection_that_the_index_has_not(server, dest, tmp_path, collection):
+    server.put(1)
+    server.put(2, namespace=f"acme:{collection}")
+    database = customers_db(tmp_path / "customers.db", [1])
+    result = export(server, dest, database, collection=collection)
+    assert (result["source"], result["expected"], result["complete"]) == ("search", None, False)
+    assert [line["episode_id"] for line in lines(dest)] == [2]
+    assert f"the index in {database} has none of {collection}" in result["notes"][0]
+
+
+def test_collection_that_is_none(dest):
+    with pytest.raises(ValueError, match="'failure' is no collection; Vritti's are failures, failures_images, skills"):
+        exporter("localhost:1", dest, collection="failure")
 
 
 def test_embeddings_are_the_same_numbers(server, dest, tmp_path):
@@ -186,9 +254,10 @@ def test_embeddings_are_the_same_numbers(server, dest, tmp_path):
 def test_server_without_bulk_query(older, dest, tmp_path):
     for doc_id in (3, HUGE):
         older.put(doc_id)
-    result = export(older, dest, customers_db(tmp_path / "customers.db", [3, 9, HUGE]))
+    database = customers_db(tmp_path / "customers.db", [3, 9, HUGE])
+    result = export(older, dest, database, dimension=DIMENSION)
     assert (result["episodes"], result["expected"], result["missing"]) == (2, 3, [9])
-    assert older.calls == ["Query"] * 3
+    assert older.calls == ["Search", *["Query"] * 3]
 
 
 @pytest.mark.parametrize("why", ["no table", "not given"])
@@ -212,10 +281,88 @@ def test_search_asks_for_everything(server, dest):
     asked = []
     server.before = lambda rpc, request: asked.append(request) if rpc == "Search" else None
     export(server, dest)
-    (request,) = asked
-    assert (request.k, request.min_score, request.namespace) == (1000, -1.0, "acme:failures")
-    assert sum(value * value for value in request.query_embedding) == 1
-    assert len(request.query_embedding) == DIMENSION
+    # Along axes that are far apart, in both directions; with nothing found there is nothing to go on from.
+    assert len({tuple(request.query_embedding) for request in asked}) == len(asked) == 8
+    for request in asked:
+        assert (request.k, request.min_score, request.namespace) == (1000, -1.0, "acme:failures")
+        assert sum(abs(value) for value in request.query_embedding) == 1
+        assert len(request.query_embedding) == DIMENSION
+
+
+def crowded(server):
+    """As KyroDB searches: among the nearest of everybody's documents, of which only the namespace's are answered."""
+    asked = []
+
+    def before(rpc, request):
+        if rpc != "Search":
+            return None
+        asked.append(request)
+        hits = server.store.search(request.query_embedding, 4 * request.k, request.min_score, "").hits
+        mine = [hit.document.doc_id for hit in hits if hit.document.namespace == request.namespace]
+        answer = server.message("SearchResponse")
+        for doc_id in mine[: request.k]:
+            answer.results.add(doc_id=doc_id)
+        return answer
+
+    server.before = before
+    return asked
+
+
+def towards(*parts):
+    """A unit vector with these numbers in these places."""
+    length = sum(value * value for _place, value in parts) ** 0.5
+    return [dict(parts).get(place, 0.0) / length for place in range(DIMENSION)]
+
+
+def test_few_episodes_among_many_of_others(server, dest, monkeypatch):
+    """They are found from another side, or from their neighbours; or not, and the export says so."""
+    monkeypatch.setattr(kyrodb, "MOST_HITS", 5)
+    metadata = {"customer_id": "acme", "episode_json": "{}"}
+    for doc_id in range(100, 125):
+        # In front of whoever looks along the first axis.
+        server.store.insert(doc_id, towards((0, 1.0), (1, doc_id / 1e4)), metadata, "other:failures")
+    mine = {
+        1: towards((4, -1.0), (5, 0.1)),
+        2: towards((4, -1.0), (5, 0.9)),
+        # Along no axis that is looked along, but near the second one.
+        3: towards((4, -0.6), (5, 1.0), (7, 1.0)),
+    }
+    for doc_id, vector in mine.items():
+        server.store.insert(doc_id, vector, metadata, "acme:failures")
+    asked = crowded(server)
+    with kyrodb.Documents(kyrodb.Endpoint(server.address), "acme:failures", 20.0) as documents:
+        assert documents.search_ids(DIMENSION, searches=1) == ([], 5)
+        found, most = documents.search_ids(DIMENSION)
+    assert (sorted(found), most) == ([1, 2, 3], 5)
+    asked.clear()
+    result = export(server, dest)
+    assert [line["episode_id"] for line in lines(dest)] == [1, 2, 3]
+    assert result["complete"] is False
+    assert "a customer with few in a busy instance may be crowded out" in result["notes"][0]
+    assert 8 < len(asked) <= kyrodb.MOST_SEARCHES
+
+
+def test_searches_go_on_from_what_they_find_and_come_to_an_end(server, dest, monkeypatch):
+    monkeypatch.setattr(kyrodb, "MOST_HITS", 20)
+    for doc_id in range(1, 201):
+        angle = doc_id / 200
+        server.store.insert(
+            doc_id,
+            towards((1, 1.0), (2, angle), (3, angle * angle)),
+            {"customer_id": "acme", "episode_json": "{}"},
+            "acme:failures",
+        )
+    asked = crowded(server)
+    found = export(server, dest)["episodes"]
+    assert found == 200
+    assert 8 < len(asked) < kyrodb.MOST_SEARCHES
+    asked.clear()
+    with kyrodb.Documents(kyrodb.Endpoint(server.address), "acme:failures", 20.0) as documents:
+        along_axes = documents.search_ids(DIMENSION, searches=8)[0]
+        bounded = documents.search_ids(DIMENSION, searches=12)[0]
+    assert (len(along_axes), len(asked)) == (40, 8 + 12)
+    assert 40 < len(bounded) < 200
+    assert len(set(bounded)) == len(bounded)
 
 
 def test_dimension_of_a_server_that_does_not_tell(older, dest):
@@ -233,14 +380,14 @@ def test_answers_larger_than_a_message(server, dest, tmp_path, monkeypatch):
     database = customers_db(tmp_path / "customers.db", ids)
     # gRPC's own limit would be 4 MB.
     assert export(server, dest, database)["complete"]
-    assert server.calls == ["BulkQuery"]
+    assert server.calls == ["GetConfig", "Search", "BulkQuery"]
     server.calls.clear()
     monkeypatch.setattr(kyrodb, "LARGEST_ANSWER", 1 << 20)
     assert not export(server, dest, database)["changed"]
-    assert 7 < len(server.calls) < 20
+    assert 7 < server.calls.count("BulkQuery") < 20
     # A search's answer has the documents in it as well.
     result = export(server, dest)
-    assert result["episodes"] == 7
+    assert 7 <= result["episodes"] <= 60
     assert "7 is what fits into an answer here" in result["notes"][0]
     # One that is too large by itself is told, and nothing is left out in silence.
     monkeypatch.setattr(kyrodb, "LARGEST_ANSWER", 1 << 16)
@@ -294,7 +441,7 @@ def test_run_that_was_killed_is_gone_on_with(server, dest, tmp_path, monkeypatch
     monkeypatch.setattr(episode_export, "CHUNK", 5)
     result = export(server, dest, database)
     assert (result["episodes"], result["complete"], result["resumed"]) == (50, True, 19)
-    assert server.calls == ["BulkQuery"] * 7
+    assert server.calls == ["GetConfig", "Search", *["BulkQuery"] * 7]
     assert [line["episode_id"] for line in lines(dest)] == ids
     # Twice, at other places; what is there stays what it is until the new one is complete.
     server.put(1, reflection_root_cause="why")
@@ -313,11 +460,55 @@ def test_remainder_with_an_episode_that_is_deleted_by_now(server, dest, tmp_path
         server.put(doc_id)
     database = customers_db(tmp_path / "customers.db", ids)
     killed(server, dest, database, after=4)
-    with closing(sqlite3.connect(database)) as connection, connection:
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("UPDATE episodes_index SET deleted = 1 WHERE episode_id = 3")
     result = export(server, dest, database)
     assert (result["episodes"], result["expected"], result["complete"], result["resumed"]) == (29, 29, True, 0)
     assert 3 not in [line["episode_id"] for line in lines(dest)]
+
+
+def test_remainder_with_an_id_twice(server, dest, tmp_path):
+    for doc_id in (1, 2, 3):
+        server.put(doc_id)
+    database = customers_db(tmp_path / "customers.db", [1, 2, 3])
+    remainder(server, dest, [1, 2, 2], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+    result = export(server, dest, database)
+    assert (result["episodes"], result["expected"], result["complete"], result["resumed"]) == (3, 3, True, 0)
+    assert [line["episode_id"] for line in lines(dest)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("started_at", "resumed"),
+    [(59, 2), (61, 0), (-5, 0), ("yesterday", 0), (None, 0), (5, 2)],
+)
+def test_remainder_that_is_old(server, dest, tmp_path, started_at, resumed):
+    """What its lines say may have changed since. A number is minutes ago."""
+    for doc_id in (1, 2, 3):
+        server.put(doc_id)
+    database = customers_db(tmp_path / "customers.db", [1, 2, 3])
+    if isinstance(started_at, int):
+        began = datetime.now(UTC) - timedelta(minutes=started_at)
+        started_at = began.strftime("%Y-%m-%dT%H:%M:%SZ")
+    remainder(server, dest, [1, 2], started_at)
+    result = export(server, dest, database)
+    assert (result["resumed"], result["episodes"], result["complete"]) == (resumed, 3, True)
+    assert (result["started_at"] == started_at) is bool(resumed)
+
+
+def remainder(server, dest, ids, started_at=None):
+    """What a run that was cut short has left, with these lines."""
+    told = {
+        "schema": episode_export.SCHEMA,
+        "customer_id": "acme",
+        "address": server.address,
+        "collection": "failures",
+        "include_embeddings": False,
+        "started_at": started_at,
+    }
+    part = dest.parent / f"{dest.name}.part"
+    written = [json.dumps({"episode_id": one, "episode": {}, "metadata": {}}) + "\n" for one in ids]
+    part.write_text("".join(written))
+    (part.parent / f"{part.name}.manifest.json").write_text(json.dumps(told))
 
 
 def test_remainder_of_another_shape_or_of_somebody_else(server, dest, tmp_path):
@@ -459,7 +650,7 @@ def test_databases_that_are_not_the_one(server, dest, tmp_path):
     with pytest.raises(NoAnswer, match="is no SQLite database"):
         export(server, dest, str(text))
     strange = tmp_path / "strange.db"
-    with closing(sqlite3.connect(strange)) as connection, connection:
+    with closing(sqlite3.connect(strange, isolation_level=None)) as connection:
         connection.execute("CREATE TABLE anything (a)")
     with pytest.raises(NoAnswer, match="has no table customers"):
         export(server, dest, str(strange))
@@ -498,7 +689,10 @@ def test_kyrodb_that_ends_in_between(server, dest, tmp_path, monkeypatch):
     made = exporter(server, dest, database)
     with pytest.raises(NoAnswer, match="disk on fire"):
         made.run()
-    assert made.remainder() == f" What was exported until then is in {dest}.part; the next run goes on from there."
+    assert (
+        made.remainder()
+        == f" What was exported until then is in {dest}.part; a run within an hour of its start goes on from there."
+    )
     server.before = lambda _rpc, _request: None
     assert export(server, dest, database)["resumed"] == 20
 
@@ -559,7 +753,9 @@ def test_file_that_cannot_grow(server, dest, tmp_path):
         server.put(doc_id)
     database = customers_db(tmp_path / "customers.db", ids)
     said = python(FULL, server.address, dest, database)
-    assert said.endswith(f"What was exported until then is in {dest}.part; the next run goes on from there.")
+    assert said.endswith(
+        f"What was exported until then is in {dest}.part; a run within an hour of its start goes on from there."
+    )
     part = (dest.parent / f"{dest.name}.part").read_bytes()
     assert len(part) == 3000
     assert not part.endswith(b"\n")

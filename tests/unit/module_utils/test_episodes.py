@@ -56,6 +56,8 @@ def test_what_unpacks_to_more_than_an_episode_can_have():
 def test_namespaces():
     assert episodes.namespace("acme-corp") == "acme-corp:failures"
     assert episodes.namespace("a1", "failures_images") == "a1:failures_images"
-    with pytest.raises(ValueError, match="is no collection"):
-        episodes.namespace("acme", "a:b")
+    assert episodes.namespace("a1", "cluster_templates") == "a1:cluster_templates"
+    for name in ("a:b", "failure", "Failures", ""):
+        with pytest.raises(ValueError, match="is no collection; Vritti's are failures, failures_images, skills, clus"):
+            episodes.namespace("acme", name)
     assert episode_export.CHUNK > 0

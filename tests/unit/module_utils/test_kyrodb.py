@@ -731,11 +731,25 @@ def test_many_documents_at_once():
 def test_search_for_ids():
     hits = b"".join(field(1, field(1, doc_id) + field(4, field(1, "a") + field(2, "b"))) for doc_id in (HUGE, 6))
     with documents(Search=hits, GetConfig=field(8, 2)) as (made, asked):
-        assert made.search_ids(2) == ([HUGE, 6], 1000)
+        assert made.search_ids(2, searches=1) == ([HUGE, 6], 1000)
         assert made.dimension() == 2
     vector = b"\x00\x00\x80\x3f\x00\x00\x00\x00"
     minus_one = helpers.varint(3 << 3 | 5) + b"\x00\x00\x80\xbf"
     assert asked[0] == ("Search", field(1, vector) + field(2, 1000) + minus_one + field(4, NAMESPACE))
+
+
+def test_searches_for_ids_end_where_nothing_new_is_found():
+    hits = b"".join(field(1, field(1, doc_id)) for doc_id in (HUGE, 6, 7, 8, 9))
+    with documents(Search=hits, Query=document_bytes(9)) as (made, asked):
+        assert made.search_ids(2) == ([HUGE, 6, 7, 8, 9], 1000)
+    # Both axes in both directions, and from three of those that were found, the last ones first.
+    assert [rpc for rpc, _request in asked] == [*["Search"] * 4, *["Query", "Search"] * 3]
+    assert [request[:2] for rpc, request in asked if rpc == "Query"] == [field(1, one) for one in (9, 8, 7)]
+    assert asked[5][1].startswith(field(1, TWO_FLOATS))
+    # Those that are gone by now, or of a server without their vectors, lead nowhere.
+    with documents(Search=hits, Query=b"") as (made, asked):
+        assert made.search_ids(2) == ([HUGE, 6, 7, 8, 9], 1000)
+    assert [rpc for rpc, _request in asked] == [*["Search"] * 4, *["Query"] * 5]
 
 
 def test_metadata_is_merged_and_documents_are_inserted():
@@ -758,6 +772,11 @@ def test_writes_that_are_refused():
         refused = pytest.raises(NoAnswer, match="does not update document 5: writes disabled")
         with documents(UpdateMetadata=said) as (made, _asked), refused:
             made.merge_metadata(5, {})
+
+
+def test_update_that_finds_nothing_is_a_success_to_kyrodb():
+    with documents(UpdateMetadata=field(1, 1)) as (made, _asked):
+        assert made.merge_metadata(5, {"a": "b"}) is False
 
 
 def test_calls_that_an_older_server_has_not():

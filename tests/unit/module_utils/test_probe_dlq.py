@@ -88,7 +88,7 @@ def test_growth(tmp_path):
 def test_customers_that_the_database_has_not(tmp_path):
     path = write(tmp_path, [entry(1), entry(2, customer="gone")])
     database = tmp_path / "customers.db"
-    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("CREATE TABLE customers (customer_id TEXT)")
         connection.execute("INSERT INTO customers VALUES ('acme')")
     seen = look("dlq", path=str(path), value="unknown_customers", customers_db=str(database))

@@ -86,7 +86,7 @@ class Vritti:
     def served(self, method, path, body):
         """What Vritti does: a limit that a tier does not change, and an audit of every change."""
         name = path.split("/")[4]
-        with contextlib.closing(sqlite3.connect(str(self.path), timeout=10)) as connection, connection:
+        with contextlib.closing(sqlite3.connect(str(self.path), timeout=10)) as connection:
             connection.row_factory = sqlite3.Row
             for column, value in (body or {}).items():
                 connection.execute(f"UPDATE customers SET {column} = ? WHERE customer_id = ?", (value, name))  # noqa: S608
@@ -95,6 +95,7 @@ class Vritti:
             if method != "GET":
                 action = "RESET_USAGE" if method == "POST" else "UPDATE"
                 connection.execute("INSERT INTO audit_log (customer_id, action) VALUES (?, ?)", (name, action))
+            connection.commit()
             row = connection.execute("SELECT * FROM customers WHERE customer_id = ?", (name,)).fetchone()
         if row is None:
             return 404, {"detail": f"Customer not found: {name}"}
