@@ -127,10 +127,11 @@ class _Queue:
             raise Refused(f"{self.path} is no regular file; name the queue's own.")
         if os.path.lexists(self.work):
             about = os.lstat(self.work)
-            if not stat.S_ISDIR(about.st_mode) or about.st_uid not in (os.geteuid(), 0):
-                raise Refused(
-                    f"{self.work} is not of {procfs.user(os.geteuid())}'s making; see what it is, and remove it."
-                )
+            owner = procfs.user(about.st_uid)
+            if not stat.S_ISDIR(about.st_mode):
+                raise Refused(f"{self.work} is no folder but {owner}'s; see what it is before anything is removed.")
+            if about.st_uid not in (os.geteuid(), 0):
+                raise Refused(f"{self.work} is {owner}'s, whose run was cut short; run it again as {owner}.")
 
     # One run at a time.
 

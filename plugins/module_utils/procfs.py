@@ -42,22 +42,33 @@ def pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
+def _all_open() -> t.Iterator[tuple[int, str | None]]:
+    """Every open file of every process, as its link in /proc; None for a process that may not be looked into."""
+    for pid in pids():
+        folder = f"/proc/{pid}/fd"
+        try:
+            links = os.listdir(folder)
+        except PermissionError:
+            yield pid, None
+            continue
+        except OSError:
+            continue
+        for link in links:
+            yield pid, f"{folder}/{link}"
+
+
 def holders(inodes: t.Iterable[str]) -> list[int]:
     """The processes that hold one of these sockets open, as far as this user may see."""
     wanted = {f"socket:[{inode}]" for inode in inodes}
     found = []
-    for pid in pids():
+    for pid, link in _all_open():
+        if link is None or pid in found:
+            continue
         try:
-            links = os.listdir(f"/proc/{pid}/fd")
+            if os.readlink(link) in wanted:
+                found.append(pid)
         except OSError:
             continue
-        for link in links:
-            try:
-                if os.readlink(f"/proc/{pid}/fd/{link}") in wanted:
-                    found.append(pid)
-                    break
-            except OSError:
-                continue
     return found
 
 
@@ -71,29 +82,23 @@ def open_files_of(inodes: t.Mapping[tuple[int, int], str], path: str) -> tuple[d
     """
     found: dict[int, set[str]] = {}
     complete = True
-    for pid in pids():
-        folder = f"/proc/{pid}/fd"
-        try:
-            links = os.listdir(folder)
-        except PermissionError:
+    for pid, link in _all_open():
+        if link is None:
             complete = False
             continue
+        try:
+            # What is not a path is no file, and a file of another mount namespace has another path.
+            target = os.readlink(link)
+            if not target.startswith("/"):
+                continue
+            status = os.stat(link)
         except OSError:
             continue
-        for link in links:
-            try:
-                # What is not a path is no file, and a file of another mount namespace has another path.
-                target = os.readlink(f"{folder}/{link}")
-                if not target.startswith("/"):
-                    continue
-                status = os.stat(f"{folder}/{link}")
-            except OSError:
-                continue
-            name = inodes.get((status.st_dev, status.st_ino))
-            if target == path + DELETED:
-                name = os.path.basename(target)
-            if name is not None:
-                found.setdefault(pid, set()).add(name)
+        name = inodes.get((status.st_dev, status.st_ino))
+        if target == path + DELETED:
+            name = os.path.basename(target)
+        if name is not None:
+            found.setdefault(pid, set()).add(name)
     return found, complete
 
 
@@ -101,26 +106,19 @@ def writers_of(device: int, inode: int) -> tuple[list[int], bool]:
     """The processes that have a file open for writing, and whether every process could be seen."""
     found = []
     complete = True
-    for pid in pids():
-        folder = f"/proc/{pid}/fd"
-        try:
-            links = os.listdir(folder)
-        except PermissionError:
+    for pid, link in _all_open():
+        if link is None:
             complete = False
             continue
+        try:
+            status = os.stat(link)
+            if (status.st_dev, status.st_ino) != (device, inode):
+                continue
+            flags = re.search(r"^flags:\s+([0-7]+)$", read(link.replace("/fd/", "/fdinfo/")), re.MULTILINE)
         except OSError:
             continue
-        for link in links:
-            try:
-                status = os.stat(f"{folder}/{link}")
-                if (status.st_dev, status.st_ino) != (device, inode):
-                    continue
-                flags = re.search(r"^flags:\s+([0-7]+)$", read(f"/proc/{pid}/fdinfo/{link}"), re.MULTILINE)
-            except OSError:
-                continue
-            if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
-                found.append(pid)
-                break
+        if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY and pid not in found:
+            found.append(pid)
     return found, complete
 
 

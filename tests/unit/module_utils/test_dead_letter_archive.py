@@ -304,7 +304,7 @@ def test_what_is_no_queue_and_no_archive(tmp_path: Path, queue: Path, dest: Path
         dead_letter_archive.archive(Options(str(queue), str(dest / "a.zst"), compress=False))
     work = queue.parent / f".{NAME}.archiving"
     work.symlink_to(dest)
-    with pytest.raises(Refused, match="see what it is, and remove it"):
+    with pytest.raises(Refused, match="is no folder but"):
         dead_letter_archive.archive(options)
     work.unlink()
     work.mkdir()
