@@ -98,6 +98,8 @@ class Ensure:
         resets = self.options.reset_usage and self._reset_is_due()
         restores = _Restore(self.options, self.before) if self.options.restore_usage else None
         self._remark(changes)
+        if changes and self.options.customers_db:
+            _same_customer(self.options, self.before)
         if check:
             self._written = bool(changes or resets or (restores and restores.due))
             used = 0 if resets else self.before[USED] + (restores.due if restores else 0)
@@ -169,11 +171,17 @@ class Ensure:
     def _reset_is_due(self) -> bool:
         used = t.cast(Customer, self.before)[USED]
         receipt = self.options.receipt and _load(self.options.receipt, self.options.customer)
-        if receipt:
+        if receipt and not receipt["void"]:
             _used, resets = _account(self.options, receipt["last_reset"])
             if resets:
                 self.notes.append(f"The usage was reset with this receipt before ({receipt['credits']} credits).")
                 return False
+            if used < receipt["credits"]:
+                raise Refused(
+                    f"Whether the usage of {self.options.customer} was reset cannot be established: {used} credits are "
+                    f"used, {receipt['credits']} were when the receipt was written, and audit_log has no reset since. "
+                    "Nothing was changed."
+                )
         return bool(used)
 
     def _reset(self) -> None:
@@ -182,6 +190,9 @@ class Ensure:
         try:
             self.api.admin("POST", f"{self._path}/reset-usage", 204)
         except vritti_api.Failed as error:
+            if self.options.receipt and not error.maybe_done:
+                # A reset that somebody else makes later is none of this receipt's.
+                _void(self.options.receipt)
             raise Refused(f"{error} {_maybe(error)}") from None
         self.after = self._look_again()
         if not self.options.receipt:
@@ -243,6 +254,9 @@ class _Restore:
         used, resets = _rows(connection, customer, self._receipt["last_reset"])
         _same_database(self._options, used, self._seen)
         self.due = 0
+        if self._receipt["void"]:
+            self.why = f"The reset of the usage of {customer} was not carried out, so there is nothing to add."
+            return 0
         if not resets:
             if used < credits:
                 raise Refused(
@@ -354,6 +368,23 @@ def _same_database(options: Options, used: int, said: int) -> None:
         )
 
 
+def _same_customer(options: Options, seen: Customer) -> None:
+    """Refuse where the database has the customer otherwise than Vritti: it is another one than Vritti's."""
+    names = ("subscription_tier", "monthly_credit_limit", "status")
+
+    def row(connection: sqlite3.Connection) -> t.Any:
+        query = f"SELECT {', '.join(names)} FROM customers WHERE customer_id = ?"  # noqa: S608 - our own names
+        return connection.execute(query, (options.customer,)).fetchone()
+
+    found = _reading(options, row)
+    if found is None or list(found) != [seen[name] for name in names]:
+        raise Refused(
+            f"{options.customers_db} does not have {options.customer} as Vritti at "
+            f"{http_client.without_credentials(options.url)} says: it is not the database which it uses. Nothing was "
+            "changed."
+        )
+
+
 # The receipt.
 
 
@@ -370,7 +401,15 @@ def _load(path: str, customer: str) -> Receipt | None:
         raise Refused(f"{path} is no receipt of a reset. Nothing was changed.") from None
     if keys[0] != customer:
         raise Refused(f"The receipt {path} is of {keys[0]!r}, not of {customer!r}. Nothing was changed.")
-    return {"customer": keys[0], "credits": keys[1], "last_reset": keys[2]}
+    return {"customer": keys[0], "credits": keys[1], "last_reset": keys[2], "void": receipt.get("void") is True}
+
+
+def _void(path: str) -> None:
+    """Remember that the reset of a receipt was refused."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(path, encoding="utf-8") as file:
+            receipt = json.load(file)
+        durable.write(path, (json.dumps({**receipt, "void": True}, indent=1) + "\n").encode(), 0o600)
 
 
 def _now() -> str:

@@ -82,7 +82,8 @@ options:
       - Needed for O(restore_usage).
     type: path
   customers_db:
-    description: Vritti's database on the target. Needed with O(receipt).
+    description: Vritti's database on the target. Needed with O(receipt). Where it is given and has the customer
+      otherwise than Vritti says, nothing is changed.
     type: path
   timeout:
     description: The seconds that one request may take, and that the database may be locked by others.

@@ -161,6 +161,8 @@ class _Reading:
         self.bound = window.bound
         self.oldest = window.oldest
         self.where = {key: re.compile(str(pattern)) for key, pattern in source["where"].items()}
+        self.pattern = re.compile(source["match"] or "")
+        self.named = bool(source["by"] in self.pattern.groupindex)
         self.matched = self.whole = self.unreadable = 0
         self.numbers: dict[str, list[float]] = {}
         self.groups: Counter[str] = Counter()
@@ -176,7 +178,7 @@ class _Reading:
                 self.text = self.text[after:] if after else ""
                 self.oldest = loglines.time_of(line) or loglines.time_of(self.text) or self.window.oldest
                 self.bound = "since"
-        for line in loglines.matching(self.text, re.compile(self.source["match"])):
+        for line in loglines.matching(self.text, self.pattern):
             self._count(line)
         if self.source["of"]:
             pattern = re.compile(self.source["of"])
@@ -194,6 +196,10 @@ class _Reading:
         fields = loglines.fields_of(line) if needs_fields else {}
         if not self._wanted(fields):
             return
+        if self.named:
+            # What the message itself names, where it is no field.
+            found = self.pattern.search(line)
+            fields = {**fields, **{key: value for key, value in (found.groupdict() if found else {}).items() if value}}
         if self.source["field"]:
             value = fields.get(self.source["field"])
             if value is None:

@@ -43,6 +43,14 @@ def write(tmp_path):
 ACCESS = 'INFO:     127.0.0.1:5 - "GET {} HTTP/1.1" {} OK'
 
 
+def test_what_a_message_names(write):
+    """Which is no field: a named group of match."""
+    path = write("a/one:free succeeded", "INFO: b/two succeeded", "a/one:free succeeded", "2/2 models succeeded")
+    seen = look("log", path=path, match=r'(?:^|[\s"])(?P<model>[\w.-]+/[\w.:-]+) succeeded\b', by="model")
+    assert seen["value"] == 3
+    assert seen["evidence"]["by_model"] == [{"model": "a/one:free", "count": 2}, {"model": "b/two", "count": 1}]
+
+
 def test_mixed_lines(write):
     path = write(
         request(age=900),

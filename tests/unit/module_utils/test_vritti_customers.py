@@ -7,6 +7,7 @@ import contextlib
 import http.server
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -190,6 +191,18 @@ class TestFields:
         assert "does not change the limit with the tier" in done.notes[0]
         again = world.ensure(subscription_tier="pro")
         assert (world.vritti.asked, again.changed, again.notes) == ([LOOK], False, [])
+
+    def test_nothing_is_changed_where_the_database_is_another_one(self, world, tmp_path):
+        """What a rollback puts back was read there."""
+        done = world.ensure(status="suspended", customers_db=str(world.db))
+        assert done.after["status"] == "suspended"
+        other = tmp_path / "other.db"
+        shutil.copy(world.db, other)
+        with contextlib.closing(sqlite3.connect(str(other), isolation_level=None)) as connection:
+            connection.execute("UPDATE customers SET status = 'active'")
+        said, changed = world.refused(status="deleted", customers_db=str(other))
+        assert "it is not the database which it uses" in said
+        assert not changed
 
     def test_only_what_differs_is_sent(self, world):
         world.ensure(subscription_tier="free", monthly_credit_limit=5000, status="active")
