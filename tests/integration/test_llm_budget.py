@@ -94,7 +94,7 @@ def test_a_spent_budget_is_told_and_reflections_are_switched_off_and_on(operator
     key = settings(lab)["LLM_OPENROUTER_API_KEY"]
     applied = operator.run(RUNBOOK, "remediate", "-e", f"runbook_plan={run.diagnosis()['plan']['id']}")
     assert applied.status == 0, applied.output
-    assert "daily_cost fixed" in applied.output
+    assert "premium_blocked fixed" in applied.output
     assert lab.capture().json["reflection_queued"] is False
     # The count is gone with the process; the log remembers.
     assert breaches(applied) == {"crossed"}, applied.output

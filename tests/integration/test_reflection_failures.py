@@ -112,7 +112,8 @@ def test_a_refused_key_is_rotated_and_put_back(operator: Engineer, lab: RunningL
     lab.break_fault("llm-key-refused")
     reflected(lab)
     run = operator.run(RUNBOOK, "diagnose")
-    assert breaches(run) == {"llm_key_refused", "llm_cheap_calls", "llm_premium_calls", "llm_none_answers"}, run.output
+    expected = {"llm_key_refused", "llm_cheap_calls", "llm_premium_calls", "llm_models", "llm_none_answers"}
+    assert breaches(run) == expected, run.output
     assert run.diagnosis()["label"] == "P3"
     assert "and accepts the one in vritti_llm_api_key" in run.diagnosis()["summary"]
     # Neither counter nor queue knows of it, as the finding says.
@@ -150,7 +151,7 @@ def test_a_key_that_the_provider_refuses_is_not_given_to_vritti(
     run = operator.run(RUNBOOK, "diagnose", "-e", f"vritti_llm_status_url={provider.url}/moved")
     assert run.findings()["llm_status"]["status"] == "unknown"
     assert (run.findings()["llm_key"]["observed"], run.findings()["llm_key"]["label"]) == (401, "P3"), run.output
-    assert "and that in vritti_llm_api_key as well" in run.diagnosis()["summary"]
+    assert "and answers 401 to that in vritti_llm_api_key" in run.diagnosis()["summary"]
     assert steps(run) == []
     no_secret(operator, run, NEW_KEY)
 
