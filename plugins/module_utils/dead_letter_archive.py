@@ -33,7 +33,8 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAn
 SCHEMA = "oncall.runbooks/dead-letters/1"
 MANIFEST = ".manifest.json"
 RESTORED = ".restored"
-LEVEL = 3
+# A quarter quicker than zstd's own 3, and a twentieth larger.
+LEVEL = 2
 # Where others append too, whole lines go in, and not too many at once.
 _APPENDED = 1 << 16
 _PIECE = 1 << 20
