@@ -44,7 +44,7 @@ LANES = (
 )
 
 # What has no wheel on PyPI: program -> Debian's package.
-PROGRAMS = {"git": "git", "shellcheck": "shellcheck"}
+PROGRAMS = {"git": "git", "jq": "jq", "shellcheck": "shellcheck"}
 
 
 @dataclasses.dataclass(frozen=True)

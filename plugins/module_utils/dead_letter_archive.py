@@ -18,7 +18,6 @@ import fcntl
 import hashlib
 import json
 import os
-import pickle
 import secrets
 import shutil
 import signal
@@ -418,8 +417,7 @@ class _Queue:
             for written in (file, rest):
                 written.flush()
                 os.fsync(written.fileno())
-            if beside is not None:
-                counted = beside()
+            counts = beside() if beside is not None else _counts(counted)
         _give_to(self.rest, job["owner"])
         job["manifest"] = {
             "schema": SCHEMA,
@@ -432,7 +430,7 @@ class _Queue:
             "content_bytes": content,
             "size_bytes": os.path.getsize(part),
             "sha256": hashed.digest.hexdigest(),
-            **_counts(counted),
+            **counts,
         }
         if not content:
             job["manifest"] = None
@@ -569,7 +567,7 @@ class _Queue:
                 for _number in range(done):
                     _skip_line(rest)
                 pending = b"\n" if torn else b""
-                while line := rest.readline(_APPENDED):
+                while line := rest.readline(dead_letters.MAX_LINE):
                     if len(pending) + len(line) > _APPENDED and pending:
                         _write_all(handle, pending)
                         pending = b""
@@ -708,10 +706,10 @@ def _divide(
 
 
 @contextlib.contextmanager
-def _counted_beside(paths: t.Sequence[str]) -> t.Iterator[t.Callable[[], dead_letters.Tally]]:
+def _counted_beside(paths: t.Sequence[str]) -> t.Iterator[t.Callable[[], dict[str, t.Any]]]:
     """Count what is in files that nobody writes to; of large ones in a process beside this one, which packs them."""
     if sum(map(os.path.getsize, paths)) < _LARGE:
-        yield lambda: dead_letters.tally(paths)
+        yield lambda: _counts(dead_letters.tally(paths))
         return
     reading, writing = os.pipe()
     pid = os.fork()
@@ -720,17 +718,17 @@ def _counted_beside(paths: t.Sequence[str]) -> t.Iterator[t.Callable[[], dead_le
         try:
             with os.fdopen(writing, "wb") as pipe:
                 # Packing takes as long as counting without braces.
-                pickle.dump(dead_letters.tally(paths, thorough=False), pipe)
+                pipe.write(json.dumps(_counts(dead_letters.tally(paths, thorough=False))).encode())
             status = 0
         finally:
             os._exit(status)
     os.close(writing)
     with os.fdopen(reading, "rb") as answer:
 
-        def counted() -> dead_letters.Tally:
+        def counted() -> dict[str, t.Any]:
             told = answer.read()
-            # Our own child's.
-            return pickle.loads(told) if told else dead_letters.tally(paths)  # noqa: S301
+            # A child that was killed has told nothing.
+            return t.cast("dict[str, t.Any]", json.loads(told)) if told else _counts(dead_letters.tally(paths))
 
         try:
             yield counted

@@ -21,12 +21,12 @@ import math
 import os
 import sqlite3
 import stat
+import time
 import typing as t
 from array import array
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import durable, episodes, kyrodb, sqlite_files
+from ansible_collections.oncall.runbooks.plugins.module_utils import clock, durable, episodes, kyrodb, sqlite_files
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer, Refused
 
 SCHEMA = "oncall.runbooks/kyrodb_export/1"
@@ -40,7 +40,6 @@ _SAID = 20
 # Older lines may have changed since.
 _OLDEST_PART = 3600
 _INDEX = "episodes_index"
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
 # What a manifest says of the run, and not of what was exported.
 _OF_ONE_RUN = ("started_at", "finished_at", "replaces")
 
@@ -79,7 +78,7 @@ class Export:
         if self.dest.endswith((MANIFEST, PART)):
             raise ValueError(f"dest {self.dest} ends as a file of this module's own does; name another one")
         self.part = self.dest + PART
-        self.started_at = _now()
+        self.started_at = clock.utc(time.time())
         self._why = "customers_db, which may have an index, is not given"
         # What a search has found and the index does not know, and the first of them that are this customer's.
         self._outside = array("q")
@@ -393,7 +392,7 @@ class Export:
             "sha256": sha256,
             "size_bytes": size,
             "started_at": self.started_at,
-            "finished_at": _now(),
+            "finished_at": clock.utc(time.time()),
         }
 
     def _all_notes(self) -> list[str]:
@@ -440,10 +439,9 @@ def _valid(ids: t.Iterable[int]) -> array[int]:
 def _recent(started_at: t.Any) -> bool:
     """Whether a run that began then is one to go on with."""
     try:
-        began = datetime.strptime(started_at, _TIME).replace(tzinfo=timezone.utc)
+        return 0 <= time.time() - clock.seconds(started_at) <= _OLDEST_PART
     except (TypeError, ValueError):
         return False
-    return 0 <= (datetime.now(timezone.utc) - began).total_seconds() <= _OLDEST_PART
 
 
 def _has(found: array[int], one: int) -> bool:
@@ -464,7 +462,3 @@ def _manifest(path: str) -> Manifest | None:
 def _told(value: float) -> float | None:
     """Nine digits tell any 32-bit number from its neighbours; JSON has no infinity."""
     return float(f"{value:.9g}") if math.isfinite(value) else None
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).strftime(_TIME)
