@@ -347,9 +347,8 @@ class Runner:
 
     def molecule(self) -> None:
         def closing(text: str) -> list[str]:
-            return [
-                line for line in text.splitlines() if re.search(r"executed \d+ |SCENARIO RECAP|^\S+ +: actions=", line)
-            ]
+            wanted = r"executed \d+ |SCENARIO RECAP|^\S+ +: actions=|^(?:fatal|failed): "
+            return [line[:1000] for line in text.splitlines() if re.search(wanted, line)]
 
         # The host of all scenarios: without one none can run, and hosts.py says in a sentence what that takes.
         work = WORK / "molecule"
