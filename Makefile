@@ -43,10 +43,11 @@ unit: ## pytest tests/unit, on both ends of the supported versions
 integration: ## pytest tests/integration
 molecule: ## every molecule scenario
 
-bench: .venv/.test ## what a diagnosis costs beside a ping, a backup beside SQLite's shell, an archive beside zstd
+bench: .venv/.test ## what a diagnosis costs beside a ping, a backup beside SQLite's shell, an archive beside zstd, a block beside nft
 	@$(BIN)/python tests/bench/diagnose.py
 	@$(BIN)/python tests/bench/sqlite.py
 	@$(BIN)/python tests/bench/dead_letters.py
+	@$(BIN)/python tests/bench/ip_block.py
 
 docs: .venv/.test ## regenerate docs/reference from the plugins' documentation
 	@scripts/docs.sh

@@ -32,19 +32,24 @@ OLDEST_TARGET_PYTHON = "3.9"
 TARGET_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 MINUTES = 30  # that one command may take
 
-# Its tests hold latencies against thresholds.
-LATENCIES = "tests/integration/test_high_latency.py"
-REMEDIATION = "tests/integration/test_remediation.py"
-# What runs beside what, by methods of Runner: on two cores one lane alone would leave half of them idle. While
-# latencies are measured nothing else runs.
-LANES = (
-    (("lint", "sanity", "unit_on_targets"), ("unit",)),
-    (("integration_of_latencies",),),
-    (("integration", "integration_at_the_other_end"), ("integration_of_remediation", "molecule")),
-)
+# Commands that run at the same time: on two cores one alone would leave half of them idle.
+WORKERS = max(2, os.cpu_count() or 0)
+# The longest of tests/integration.
+LONGEST = "tests/integration/test_remediation.py"
 
 # What has no wheel on PyPI: program -> Debian's package.
-PROGRAMS = {"git": "git", "jq": "jq", "shellcheck": "shellcheck"}
+PROGRAMS = {
+    "git": "git",
+    "jq": "jq",
+    "shellcheck": "shellcheck",
+    # Networks of the tests' own, and what blocks in them.
+    "ip": "iproute2",
+    "nft": "nftables",
+    "ipset": "ipset",
+    "iptables": "iptables",
+    "conntrack": "conntrack",
+    "sshd": "openssh-server",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +217,23 @@ class Runner:
                 else:
                     self.summary.cannot_run(f"{part} on Python {version}: there is no python{version} with venv here")
 
+    def jobs(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """Everything, each with its part, in the order in which the workers take it: the longest first and the short
+        ones last, so that none of them has long to wait for the others in the end.
+        """
+        # All scenarios share one host, so they are one job.
+        yield "molecule", self.molecule
+        yield "integration", functools.partial(self.integration, LONGEST)
+        yield "sanity", self.sanity
+        yield "integration", self.integration_at_the_other_end
+        yield "unit", self.unit
+        yield "lint", self.lint
+        yield "unit", self.unit_on_targets
+        for path in sorted((ROOT / "tests/integration").glob("test_*.py")):
+            test = str(path.relative_to(ROOT))
+            if test != LONGEST:
+                yield "integration", functools.partial(self.integration, test)
+
     # The five parts.
 
     def lint(self) -> None:
@@ -318,16 +340,8 @@ class Runner:
 
     # What the lab and the probes do is the same for every ansible-core, so the main Python has all of these.
 
-    def integration_of_latencies(self) -> None:
-        self.pytest("integration", MAIN, LATENCIES)
-
-    def integration_of_remediation(self) -> None:
-        self.pytest("integration", MAIN, REMEDIATION)
-
-    def integration(self) -> None:
-        tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests/integration").glob("test_*.py"))
-        rest = [path for path in tests if path not in (LATENCIES, REMEDIATION)]
-        self.pytest("integration", MAIN, *rest, title="the rest of tests/integration")
+    def integration(self, test: str) -> None:
+        self.pytest("integration", MAIN, test)
 
     def integration_at_the_other_end(self) -> None:
         """What depends on ansible-core, with the other Python."""
@@ -335,7 +349,7 @@ class Runner:
             if python is not MAIN:
                 self.pytest("integration", python, "tests/integration", "-m", "both_ends")
 
-    def pytest(self, part: str, python: Python, *where: str, title: str = "") -> None:
+    def pytest(self, part: str, python: Python, *where: str) -> None:
         def closing(text: str) -> list[str]:
             for skip in re.findall(r"^SKIPPED .*", text, re.MULTILINE):
                 self.summary.cannot_run(f"{part} ({python}): {skip}")
@@ -343,7 +357,7 @@ class Runner:
             return failures[:20] + [line for line in text.splitlines() if line.strip()][-1:]
 
         command = [str(python.bin / "python"), "-m", "pytest", *where]
-        self.run(part, f"pytest {title or ' '.join(where)} ({python})", command, python=python, closing=closing)
+        self.run(part, f"pytest {' '.join(where)} ({python})", command, python=python, closing=closing)
 
     def molecule(self) -> None:
         def closing(text: str) -> list[str]:
@@ -357,7 +371,7 @@ class Runner:
         program = [str(MAIN.bin / "python"), "tests/hosts/hosts.py"]
         scenarios = sorted({path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")} - {"default"})
         try:
-            if not self.run("molecule", "a test host with systemd", [*program, "up", "--lab", "vritti-1", *hosts]):
+            if not self.run("molecule", "a test host with systemd", [*program, "up", "vritti-1", *hosts]):
                 self.summary.cannot_run(f"molecule: {', '.join(scenarios)}: there is no test host, see above")
                 return
             for scenario in scenarios:
@@ -375,9 +389,9 @@ class Runner:
             self.run("molecule", "the test host is removed", [*program, "down", *hosts])
 
 
-def beside(*lanes: Callable[[], None]) -> None:
-    """Run them at the same time, and wait for all."""
-    threads = [threading.Thread(target=lane, daemon=True) for lane in lanes]
+def work(worker: Callable[[], None]) -> None:
+    """Let all workers run at the same time, and wait for them."""
+    threads = [threading.Thread(target=worker, daemon=True) for _number in range(WORKERS)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -536,23 +550,28 @@ def main(arguments: list[str]) -> int:
     runner = Runner(summary)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    def go(lane: Sequence[str]) -> None:
-        for name in lane:
-            part = name.partition("_")[0]
-            if part not in parts:
-                continue
+    jobs = [(part, job) for part, job in runner.jobs() if part in parts]
+    lock = threading.Lock()
+
+    def worker() -> None:
+        while True:
+            with lock:
+                if not jobs:
+                    return
+                part, job = jobs.pop(0)
             try:
-                getattr(runner, name)()
+                job()
             except Exception as error:  # noqa: BLE001 - a part that breaks is a failure of that part, not of the others
-                log = WORK / f"{name}-runner.log"
+                log = WORK / f"{part}-runner.log"
                 log.write_text(f"{type(error).__name__}: {error}\n")
                 summary.add(Result(part, "the runner itself", False, [str(error)]), log, 0)
 
     began = time.monotonic()
     try:
-        for lanes in LANES:
-            beside(*(functools.partial(go, lane) for lane in lanes))
+        work(worker)
     except KeyboardInterrupt:
+        with lock:
+            jobs.clear()
         runner.stop()
         print("\nstopped", file=sys.stderr)
         return 130

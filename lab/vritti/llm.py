@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 
 from lab.faults import ActiveFaults
-from lab.vritti.settings import DEFAULT_CHEAP_MODEL, Settings
+from lab.vritti.settings import DEFAULT_CHEAP_MODEL, DEFAULT_CONSENSUS_MODELS, Settings
 
 # What the lab's own key begins with, which is the one that the provider may revoke.
 REVOCABLE = "sk-or-lab-"
 _CALL_SECONDS = 0.3
 _REFUSAL_SECONDS = 0.05
+# The models that the provider has; it has many more.
+_MODELS = (DEFAULT_CHEAP_MODEL, *DEFAULT_CONSENSUS_MODELS, "anthropic/claude-3-haiku", "openai/gpt-4o")
 _URL = "https://openrouter.ai/api/v1/chat/completions"
 _MEANING = {401: "Unauthorized", 404: "Not Found", 503: "Service Unavailable"}
 
@@ -58,6 +60,6 @@ class Provider:
             return 503
         if self._faults.active("llm-key-refused") and self._settings.llm_api_key.startswith(REVOCABLE):
             return 401
-        if self._faults.active("llm-model-gone") and model == DEFAULT_CHEAP_MODEL:
+        if model not in _MODELS or (self._faults.active("llm-model-gone") and model == DEFAULT_CHEAP_MODEL):
             return 404
         return None

@@ -7,6 +7,9 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from lab import environment_file
 
 V010 = "v0.1.0"
 HEAD = "head"
@@ -18,6 +21,7 @@ DEFAULT_DEAD_LETTERS = "./data/failed_reflections.log"
 DEFAULT_CHEAP_MODEL = "x-ai/grok-4.1-fast:free"
 DEFAULT_CONSENSUS_MODELS = ("kwaipilot/kat-coder-pro:free", "tngtech/deepseek-r1t2-chimera:free")
 
+_OF_DOTENV = ("KYRODB_", "EMBEDDING_", "LLM_", "ADMIN_API_KEY")
 _PLACEHOLDERS = ("admin", "test", "dummy", "example", "your-api-key-here")
 _LLM_PLACEHOLDERS = ("your-api-key-here", "example", "dummy")
 MIN_ADMIN_KEY_LENGTH = 32
@@ -71,9 +75,17 @@ def _log_level(name: str) -> int:
     return levels[name.upper()]
 
 
+def _dotenv() -> dict[str, str]:
+    """What counts of the .env in the folder that it was started in; the process's environment goes before it."""
+    path = Path(".env")
+    found = environment_file.load(path) if path.is_file() else {}
+    return {name: value for name, value in found.items() if name.startswith(_OF_DOTENV)}
+
+
 def load(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the settings; what is wrong with them is in `warnings`."""
-    environment = os.environ if environment is None else environment
+    if environment is None:
+        environment = {**_dotenv(), **os.environ}
 
     def number(name: str, default: float) -> float:
         return float(environment.get(name, default))

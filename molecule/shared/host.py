@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the host itself says, as root: the units' main processes, the settings' hash, Vritti's environment, records."""
+"""What the host itself says, as root: the units' main processes, the settings' hash, Vritti's environment, what runs left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 UNITS = ("vritti", "kyrodb-text", "kyrodb-image")
 SETTINGS = Path("/etc/vritti/vritti.env")
-RECORDS = Path("/var/lib/oncall-runbooks/records")
+STATE = Path("/var/lib/oncall-runbooks")
 
 
 def main_pid(unit: str) -> str:
@@ -24,7 +24,11 @@ said = {
     "pids": pids,
     "settings": hashlib.sha256(SETTINGS.read_bytes()).hexdigest(),
     "runs_with": [] if pids["vritti"] == "0" else Path(f"/proc/{pids['vritti']}/environ").read_text().split("\0"),
-    "records": [json.loads(path.read_text()) for path in sorted(RECORDS.glob("*.json"))],
+    "records": [json.loads(path.read_text()) for path in sorted((STATE / "records").glob("*.json"))],
+    "locked": (STATE / "lock.json").exists(),
+    # Its mode, and the remediations whose evidence is there: nobody but root sees in.
+    "private": f"{(STATE / 'private').stat().st_mode & 0o7777:04o}" if (STATE / "private").exists() else "",
+    "evidence": [path.parent.name for path in STATE.glob("private/*/diagnosis.json")],
     "memory_kib": int(Path("/proc/meminfo").read_text().split()[1]),
 }
 json.dump(said, sys.stdout)

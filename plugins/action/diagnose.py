@@ -20,7 +20,8 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mas
 from ansible_collections.oncall.runbooks.plugins.module_utils.probes.http import secret_of
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import checks as checking
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import diagnosis as diagnosing
-from ansible_collections.oncall.runbooks.plugins.plugin_utils import planning, recording, reports
+from ansible_collections.oncall.runbooks.plugins.plugin_utils import everywhere, planning, recording, reports
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.controller import own_addresses
 
 CALLBACK = "oncall.runbooks.oncall"
 # Masking anything shorter would take single letters out of the findings.
@@ -28,6 +29,8 @@ SHORTEST_SECRET = 4
 # In the ids of what is looked at for previews, so that no check can have the same.
 LOOK = "look:"
 RECORDS = "__records"
+# The role whose operations are no service's own.
+ENGINE = "oncall.runbooks.runbook"
 # What a plan says of an operation.
 TEXTS = ("preview", "irreversible", "undo", "by_hand")
 # Of a look, what says which thing is meant.
@@ -113,7 +116,7 @@ class ActionModule(ActionBase):
             [
                 planning.step(
                     host,
-                    args["service"],
+                    operations[step["id"]]["role"],
                     step,
                     self._spelled_out(operations[step["id"]], step, variables),
                     because,
@@ -125,9 +128,42 @@ class ActionModule(ActionBase):
             ]
             for only in narrowed
         ]
+        # What all hosts do at once, each of them would do, whether or not it has found anything itself.
+        fleet = [
+            planning.step(
+                host,
+                operations[step["id"]]["role"],
+                step,
+                self._spelled_out(operations[step["id"]], step, variables),
+                [],
+                _own(told, step["id"]),
+                _targets(operations[step["id"]], step["id"], looks_of),
+            )
+            for step in steps
+            if step["everywhere"] and not problem
+        ]
+        if fleet:
+            # Who runs this may be among who asks for what is refused, as a check that nobody has given a key does.
+            own = own_addresses(str(self._play_context.remote_addr or ""))
+            for item in [*fleet, *found, *proposed]:
+                item["protected"] += [{"network": one, "rule": "controller", "what": "the controller's"} for one in own]
+        for item in [*found, *proposed]:
+            for names in item["lists"].values():
+                item["listed"] += everywhere.listed(names, findings)
         # The only host: its steps are the run's plan. Of several the engine makes one (action plan).
         alone = len(variables.get("ansible_play_hosts_all") or [host]) == 1
-        plan = planning.make(args["runbook"], proposed, time.time(), args["steps"]) if alone and not problem else None
+        plan_path = reports.plan_path(args["report_dir"], args["runbook"])
+        plan = (
+            planning.make(
+                args["runbook"],
+                everywhere.merge({host: proposed}, {host: fleet}, args["frozen"]),
+                time.time(),
+                args["steps"],
+                plan_path,
+            )
+            if alone and not problem
+            else None
+        )
         diagnosis: dict[str, t.Any] = {
             "schema": diagnosing.SCHEMA,
             "runbook": args["runbook"],
@@ -152,7 +188,7 @@ class ActionModule(ActionBase):
                 reports.write(path, diagnosis)
             # The one that is to be applied now is wanted to tell the difference.
             if plan and not changing:
-                reports.write(reports.plan_path(args["report_dir"], args["runbook"]), diagnosis["plan"])
+                reports.write_plan(plan_path, diagnosis["plan"])
         except OSError as error:
             mistakes.append(f"The report {error.filename or path} cannot be written: {error.strerror}.")
         try:
@@ -183,6 +219,7 @@ class ActionModule(ActionBase):
             shown=shown,
             steps=mask(proposed, hidden),
             proposed=mask(found, hidden),
+            everywhere=mask(fleet, hidden),
             records=remembered.get("value") or [],
             unseen=None if remembered.get("outcome") == "value" else remembered.get("note"),
             lock=(remembered.get("evidence") or {}).get("lock"),
@@ -233,7 +270,9 @@ class ActionModule(ActionBase):
         parts = {}
         for kind in ("checks", "causes", "steps"):
             own = self._list(data.get(f"{name}_{kind}") or [])
-            parts[kind] = checking.used(own, variables.get(f"{service}_{kind}") or [], kind[:-1])
+            # What is no service's own is the engine's: steps alone.
+            shared = [*(variables.get(f"{service}_{kind}") or []), *(variables.get(f"__runbook_{kind}") or [])]
+            parts[kind] = checking.used(own, shared, kind[:-1])
         return Book(
             [*args["checks"], *map(self._template, parts["checks"])],
             [*args["causes"], *map(self._template, parts["causes"])],
@@ -251,12 +290,13 @@ class ActionModule(ActionBase):
     ) -> tuple[list[dict[str, t.Any]], dict[str, t.Any], dict[str, dict[str, t.Any]]]:
         """The runbook's steps, the operation of each, and what is to be looked at for their previews."""
         service, runbook = args["service"], args["runbook"]
-        raw = variables.get(f"{service}_operations") or {}
+        shared = variables.get("__runbook_operations") or {}
+        raw = {**shared, **(variables.get(f"{service}_operations") or {})}
         operations: dict[str, t.Any] = {}
         looks: dict[str, dict[str, t.Any]] = {}
         try:
             steps = checking.validate_steps(book.steps, raw)
-            shared = variables.get(f"{service}_looks") or {}
+            looks_shared = variables.get(f"{service}_looks") or {}
             # What nothing suggests need not be looked at, until somebody asks for it or may want to undo it.
             suggested = {name for check in checks for name in check["suggests"]} | set(args["steps"])
             everything = bool({"remediate", "rollback"} & set(variables.get("ansible_run_tags") or ()))
@@ -269,6 +309,7 @@ class ActionModule(ActionBase):
                 own = self._with(step, variables) if "runbook_operation" in str(rest) else None
                 operation = self._template(rest, own)
                 operation = checking.validate_operation(step["operation"], {**operation, **texts})
+                operation["role"] = ENGINE if data is shared.get(step["operation"]) else service
                 operations[step["id"]] = operation
                 if (
                     not everything
@@ -280,9 +321,9 @@ class ActionModule(ActionBase):
                     looks[f"{step['id']}.{name}"] = checking.source_of(source)
                 for name in operation["looks"] + operation["requires"]:
                     if name not in looks and name not in operation["sources"]:
-                        if name not in shared:
+                        if name not in looks_shared:
                             raise checking.Wrong(f"the operation {step['operation']} names the unknown look {name!r}")
-                        looks[name] = checking.source_of(self._template(shared[name]))
+                        looks[name] = checking.source_of(self._template(looks_shared[name]))
         except checking.Wrong as error:
             mistakes.append(f"The steps of {runbook} are wrong: {error}.")
             steps, operations, looks = [], {}, {}
@@ -391,6 +432,7 @@ class ActionModule(ActionBase):
             "checks": checks,
             "sample_seconds": args["sample_seconds"],
             "timeout": args["timeout"],
+            "fresh_seconds": args["fresh_seconds"],
             "secrets": secrets,
         }
         try:

@@ -13,7 +13,14 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import OPEN, undoable
-from ansible_collections.oncall.runbooks.plugins.plugin_utils import command, planning, recording, reports, undoing
+from ansible_collections.oncall.runbooks.plugins.plugin_utils import (
+    command,
+    everywhere,
+    planning,
+    recording,
+    reports,
+    undoing,
+)
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.preflight import refuse_mode
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.render import plan_lines
 
@@ -39,6 +46,7 @@ class ActionModule(ActionBase):
                 "record_key_file": {"type": "str"},
                 "plan": {"type": "str"},
                 "steps": {"type": "list", "elements": "str", "default": []},
+                "frozen": {"type": "dict", "default": {}},
                 "max_risk": {"type": "str"},
                 "ttl": {"type": "float", "default": 1800.0},
                 "rollback_id": {"type": "str"},
@@ -85,9 +93,17 @@ class ActionModule(ActionBase):
         tags: t.Sequence[str],
     ) -> None:
         now = time.time()
-        steps = [step for data in found.values() for step in data["steps"]]
-        plan = planning.make(args["runbook"], steps, now, args["steps"])
-        whole = planning.make(args["runbook"], [step for data in found.values() for step in data["proposed"]], now)
+        steps, every = (
+            everywhere.merge(
+                {host: data[kind] for host, data in found.items()},
+                {host: data["everywhere"] for host, data in found.items()},
+                args["frozen"],
+            )
+            for kind in ("steps", "proposed")
+        )
+        file = reports.plan_path(args["report_dir"], args["runbook"])
+        plan = planning.make(args["runbook"], steps, now, args["steps"], file)
+        whole = planning.make(args["runbook"], every, now)
         given = args["plan"] or None
         stored = reports.plan_with(args["report_dir"], given) if given else None
         result["plan"] = plan
@@ -112,7 +128,7 @@ class ActionModule(ActionBase):
             args["ttl"],
             now,
             stored,
-            _remainder(given, open_plans, found, stored),
+            _remainder(given, open_plans, found, stored, steps),
         )
         if decision == "nothing" and stored and stored["runbook"] != args["runbook"]:
             decision, why = "refused", f"Nothing was changed: {given} is a plan of {stored['runbook']}."
@@ -135,7 +151,7 @@ class ActionModule(ActionBase):
             plan,
             command.again("remediate", planning.apply_options(plan) if plan else []),
         )
-        result.update(decision=decision, why=why, plan_id=plan_id, run_id=run_id)
+        result.update(decision=decision, why=why, plan_id=plan_id, run_id=run_id, **_in_turn(steps))
         # Closing a record is a change as well, and nobody has asked for one without these.
         if decision == "nothing" and not self._task.check_mode and (given or args["max_risk"]):
             result["close"] = {host: name for host, data in found.items() for name in _left_behind(data)}
@@ -167,7 +183,7 @@ class ActionModule(ActionBase):
             decision, why = "ask", f"The record to undo is {plan['id']}"
         again = command.again("rollback", ["-e", f"runbook_rollback_id={plan['id']}"]) if plan else None
         self._decide(result, args, "rollback", decision, why, plan, again)
-        result.update(decision=decision, why=why, run_id=plan and plan["id"])
+        result.update(decision=decision, why=why, run_id=plan and plan["id"], one_by_one=plan["hosts"] if plan else [])
 
     def _decide(
         self,
@@ -222,9 +238,17 @@ class ActionModule(ActionBase):
                     reports.write(reports.host_path(args["report_dir"], args["runbook"], host), diagnosis)
             # What is only proposed may be approved later; what is about to be applied is in the records.
             if plan and proposed:
-                reports.write(reports.plan_path(args["report_dir"], args["runbook"]), plan)
+                reports.write_plan(reports.plan_path(args["report_dir"], args["runbook"]), plan)
         except OSError as error:
             raise AnsibleActionFail(f"The report {error.filename} cannot be written: {error.strerror}.") from None
+
+
+def _in_turn(steps: t.Sequence[planning.Step]) -> dict[str, list[str]]:
+    """The hosts on which something is done at once with all others, and those that are changed one after the other."""
+    return {
+        "at_once": list(dict.fromkeys(step["host"] for step in steps if step["everywhere"])),
+        "one_by_one": list(dict.fromkeys(step["host"] for step in steps if not step["everywhere"])),
+    }
 
 
 def _cut_short(data: t.Mapping[str, t.Any]) -> list[t.Mapping[str, t.Any]]:
@@ -258,7 +282,13 @@ def _half_done(data: t.Mapping[str, t.Any]) -> list[str]:
     return said
 
 
-def _remainder(given: str | None, open_plans: set[str], found: dict[str, t.Any], stored: planning.Plan | None) -> bool:
+def _remainder(
+    given: str | None,
+    open_plans: set[str],
+    found: dict[str, t.Any],
+    stored: planning.Plan | None,
+    steps: t.Sequence[planning.Step],
+) -> bool:
     """Whether what would be done now is in the interrupted run of that plan, step by step."""
     if not given or given not in open_plans:
         return False
@@ -267,6 +297,7 @@ def _remainder(given: str | None, open_plans: set[str], found: dict[str, t.Any],
         # The run may have died before this host's turn, which its plan tells as long as it is kept.
         of_host.append([step for step in (stored or {"steps": []})["steps"] if step["host"] == host])
         known = [(step["id"], step["operation"], step["params"]) for steps in of_host for step in steps]
-        if any((step["id"], step["operation"], step["params"]) not in known for step in data["steps"]):
+        own = [step for step in steps if step["host"] == host]
+        if any((step["id"], step["operation"], step["params"]) not in known for step in own):
             return False
     return True

@@ -87,6 +87,7 @@ class ActionModule(ActionBase):
                 args["state"] = "verified" if result["helped"] else "did not help"
         if args["phase"] == "begin":
             result.update(
+                run=args["id"],
                 before=planning.brief(args["before"]),
                 because=sorted({name for step in args["steps"] for name in step["because"]}),
             )

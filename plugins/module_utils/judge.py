@@ -181,7 +181,8 @@ def show(value: Json, unit: str | None = None) -> str:
 
 def _scaled(value: float, scales: t.Sequence[tuple[float, str]]) -> str:
     for size, name in scales:
-        if abs(value) >= size:
+        # Nothing is none of the unit that everybody knows, not of the smallest.
+        if abs(value) >= size or (value == 0 and size == 1):
             return f"{_round(value / size)} {name}"
     return f"{_round(value / scales[-1][0])} {scales[-1][1]}"
 

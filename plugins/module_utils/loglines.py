@@ -35,6 +35,15 @@ class Window:
     text: str
     oldest: float | None
     bound: str
+    # When the file was last written to, where it is one.
+    written: float | None = None
+
+    def newest(self, start: float) -> str:
+        """The lines since then; those after the last one with a time may be as new, where the file does not tell."""
+        lines = since(self.text, start)
+        if lines or (self.written is not None and self.written < start):
+            return lines
+        return self.text[_last_time(self.text)[1] :]
 
 
 def read_window(path: str, start: float, max_bytes: int, deadline: float) -> Window:
@@ -70,14 +79,14 @@ def read_window(path: str, start: float, max_bytes: int, deadline: float) -> Win
     text = data.decode("utf-8", "replace").replace("\r\n", "\n")
     if bound == WINDOW or start_is_in(text, start):
         bound = WINDOW
-        whole, text = text, _cut(text, start)
+        whole, text = text, since(text, start)
         if not text and written >= start:
             # Vritti that warns of its settings logs no INFO lines: hours of access lines and no time.
             last = _last_time(whole)
             text = whole[last[1] :]
             if text:
-                return Window(text, last[0], UNTIMED)
-    return Window(text, time_of(text), bound)
+                return Window(text, last[0], UNTIMED, written)
+    return Window(text, time_of(text), bound, written)
 
 
 def start_is_in(text: str, start: float) -> bool:
@@ -86,7 +95,7 @@ def start_is_in(text: str, start: float) -> bool:
     return first is not None and first < start
 
 
-def _cut(text: str, start: float) -> str:
+def since(text: str, start: float) -> str:
     """The text from the first line on that is not older than `start`."""
     for found in _TIME.finditer(text):
         moment = seconds(found["json"] or found["plain"])

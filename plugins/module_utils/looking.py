@@ -20,10 +20,19 @@ Run = t.Callable[[list[str]], tuple[int, str, str]]
 class Context:
     """Given to every probe; safe to use from many threads."""
 
-    def __init__(self, timeout: float, sample_seconds: float, secrets: t.Mapping[str, str], run: Run) -> None:
+    def __init__(
+        self,
+        timeout: float,
+        sample_seconds: float,
+        secrets: t.Mapping[str, str],
+        run: Run,
+        fresh_seconds: float = 0.0,
+    ) -> None:
         self.timeout = timeout
         self.sample_seconds = sample_seconds
         self.run = run
+        # How long ago a step ended whose effect is looked for; 0 where there was none.
+        self.fresh_seconds = fresh_seconds
         self._secrets = secrets
         self._lock = threading.Lock()
         self._locks: dict[t.Hashable, threading.Lock] = {}

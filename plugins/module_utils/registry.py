@@ -10,6 +10,7 @@ import typing as t
 if t.TYPE_CHECKING:
     # Never run: Ansible packs what is imported anywhere, and a target compiles only the probes that are used.
     from ansible_collections.oncall.runbooks.plugins.module_utils.probes import (
+        blocklist,
         dlq,
         git,
         host,
@@ -25,6 +26,7 @@ if t.TYPE_CHECKING:
     )
 
 __all__ = [
+    "blocklist",
     "dlq",
     "git",
     "host",

@@ -48,7 +48,9 @@ class Api:
         self._admin_api_key = admin_api_key
         self._timeout = timeout
 
-    def admin(self, method: str, path: str, wanted: int, body: t.Any = None) -> tuple[dict[str, t.Any], int, float]:
+    def admin(
+        self, method: str, path: str, wanted: int | tuple[int, ...], body: t.Any = None
+    ) -> tuple[dict[str, t.Any], int, float]:
         # Which of the two is read depends on the route and on Vritti's version.
         key = self._admin_api_key
         headers = {"X-Admin-API-Key": key, "X-Admin-Key": key}
@@ -58,7 +60,7 @@ class Api:
         self,
         method: str,
         path: str,
-        wanted: int,
+        wanted: int | tuple[int, ...],
         body: t.Any = None,
         headers: t.Mapping[str, str] | None = None,
         unauthorized: str = "check the key",
@@ -80,12 +82,13 @@ class Api:
         except ValueError:
             found = None
         seconds = round(answer.total, 3)
-        if answer.status != wanted:
+        accepted = wanted if isinstance(wanted, tuple) else (wanted,)
+        if answer.status not in accepted:
             shown = f"{method} {self.shown}{path.partition('?')[0]}"
             detail = self._detail(answer.body, found, headers or {})
             hint = _hint(answer.status, detail, unauthorized)
             raise Failed(
-                f"{shown} answers {answer.status} and not {wanted}{detail and ': '}{detail}{hint}.",
+                f"{shown} answers {answer.status} and not {accepted[0]}{detail and ': '}{detail}{hint}.",
                 answer.status,
                 seconds,
             )

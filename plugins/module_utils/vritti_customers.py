@@ -99,7 +99,7 @@ class Ensure:
         restores = _Restore(self.options, self.before) if self.options.restore_usage else None
         self._remark(changes)
         if changes and self.options.customers_db:
-            _same_customer(self.options, self.before)
+            same_customer(self.options, self.before)
         if check:
             self._written = bool(changes or resets or (restores and restores.due))
             used = 0 if resets else self.before[USED] + (restores.due if restores else 0)
@@ -157,7 +157,7 @@ class Ensure:
         try:
             found = self.api.admin("PATCH", self._path, 200, changes)[0]
         except vritti_api.Failed as error:
-            raise Refused(f"{error} {_maybe(error)}") from None
+            raise Refused(f"{error} {maybe(error)}") from None
         self.after = {**t.cast(Customer, self.before), **found}
         kept = [name for name, value in changes.items() if self.after.get(name) != value]
         if kept:
@@ -193,7 +193,7 @@ class Ensure:
             if self.options.receipt and not error.maybe_done:
                 # A reset that somebody else makes later is none of this receipt's.
                 _void(self.options.receipt)
-            raise Refused(f"{error} {_maybe(error)}") from None
+            raise Refused(f"{error} {maybe(error)}") from None
         self.after = self._look_again()
         if not self.options.receipt:
             self.notes.append("Without a receipt the reset cannot be undone by this module.")
@@ -246,7 +246,7 @@ class _Restore:
         self._receipt = receipt
         self.due, self.why = 0, ""
         _require_sound(options)
-        _reading(options, self._judge)
+        reading(options, self._judge)
 
     def _judge(self, connection: sqlite3.Connection) -> int:
         """The audit's id of the reset to undo; `due` is 0 where there is none."""
@@ -335,11 +335,11 @@ def _rows(connection: sqlite3.Connection, customer: str, after: int) -> tuple[in
 
 
 def _account(options: Options, after: int) -> tuple[int, list[int]]:
-    found: tuple[int, list[int]] = _reading(options, lambda connection: _rows(connection, options.customer, after))
+    found: tuple[int, list[int]] = reading(options, lambda connection: _rows(connection, options.customer, after))
     return found
 
 
-def _reading(options: Options, function: t.Callable[[sqlite3.Connection], t.Any]) -> t.Any:
+def reading(options: Options, function: t.Callable[[sqlite3.Connection], t.Any]) -> t.Any:
     with _sentences(options):
         path = t.cast(str, options.customers_db)
         if not os.path.exists(path):
@@ -368,7 +368,7 @@ def _same_database(options: Options, used: int, said: int) -> None:
         )
 
 
-def _same_customer(options: Options, seen: Customer) -> None:
+def same_customer(options: Options, seen: Customer) -> None:
     """Refuse where the database has the customer otherwise than Vritti: it is another one than Vritti's."""
     names = ("subscription_tier", "monthly_credit_limit", "status")
 
@@ -376,7 +376,7 @@ def _same_customer(options: Options, seen: Customer) -> None:
         query = f"SELECT {', '.join(names)} FROM customers WHERE customer_id = ?"  # noqa: S608 - our own names
         return connection.execute(query, (options.customer,)).fetchone()
 
-    found = _reading(options, row)
+    found = reading(options, row)
     if found is None or list(found) != [seen[name] for name in names]:
         raise Refused(
             f"{options.customers_db} does not have {options.customer} as Vritti at "
@@ -416,7 +416,7 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat()
 
 
-def _maybe(error: vritti_api.Failed) -> str:
+def maybe(error: vritti_api.Failed) -> str:
     if error.maybe_done:
         return "Whether it was done is not known; run it again, which looks first."
     return "It was not done."

@@ -79,6 +79,11 @@ options:
     description: The seconds that one look at one source may take.
     type: float
     default: 5.0
+  fresh_seconds:
+    description: How long ago a step ended whose effect is looked for. Sources with C(fresh) count only what was logged
+      since. V(0) where there was none.
+    type: float
+    default: 0.0
   report_dir:
     description: A folder on the controller. The diagnosis is written to C(<runbook>/<host>.json) below it, and the
       one before is compared with.
@@ -94,6 +99,10 @@ options:
     type: list
     elements: str
     default: []
+  frozen:
+    description: What an approved plan lists, as its report has it under C(runbook_frozen).
+    type: dict
+    default: {}
   state_dir:
     description: The folder on the host where remediations keep their records. With it, one that was cut short is a
       finding.
@@ -276,7 +285,9 @@ def main() -> None:
         errors="surrogate_then_replace",
         environ_update={"LC_ALL": "C"},
     )
-    context = Context(options["timeout"], options["sample_seconds"], options["secrets"], run_command)
+    context = Context(
+        options["timeout"], options["sample_seconds"], options["secrets"], run_command, options["fresh_seconds"]
+    )
     module.exit_json(changed=False, looks=run(options["checks"], context))
 
 

@@ -35,6 +35,11 @@ options:
     type: list
     elements: str
     default: []
+  frozen:
+    description: What an approved plan lists, as its report has it under C(runbook_frozen). Otherwise what the findings
+      of all hosts list.
+    type: dict
+    default: {}
   report_dir:
     description: The folder of the reports. The plan is written to C(<runbook>/plan.json) below it, and an approved
       one is looked up there to say how it differs.

@@ -180,8 +180,11 @@ def _carry_out(options: dict[str, t.Any], state: remediation.StateDir, context: 
             step = _step(record, options["step"])
             # What is compared is looked at as it was before: the variables that say where may be others by now.
             looks = (step.get("looks") if options["into"] == "restored" else None) or options["looks"]
-            seen = {name: _told(one_look(context, source, {"id": name})) for name, source in looks.items()}
+            found = {name: one_look(context, source, {"id": name}) for name, source in looks.items()}
             was = step.get("before") or {}
+            if options["into"] == "before" and not was:
+                _require_seen(step, found)
+            seen = {name: _told(look) for name, look in found.items()}
             differ = [name for name in was if seen.get(name) != was[name]] if options["into"] == "restored" else []
             if differ:
                 raise Refused(
@@ -193,8 +196,12 @@ def _carry_out(options: dict[str, t.Any], state: remediation.StateDir, context: 
                 step[options["into"]] = seen
                 if options["into"] == "before":
                     step["looks"] = looks
-            step.update(options["values"])
-            step["ended_at" if options["values"].get("state") not in ("running", "undoing") else "started_at"] = now
+            values = dict(options["values"])
+            if values.get("state") == "failed" and step.get("state") == "planned":
+                # It was refused before it began, so there is nothing of it to undo.
+                values["state"] = "skipped"
+            step.update(values)
+            step["ended_at" if values.get("state") not in ("running", "undoing") else "started_at"] = now
             state.renew(record["id"], options["owner"] or {})
         else:
             if options["owner"]:
@@ -207,6 +214,17 @@ def _carry_out(options: dict[str, t.Any], state: remediation.StateDir, context: 
     for line in options["lines"]:
         state.add_line(line)
     return {"record": record, "went_on": went_on, "private": state.private(record["id"]), "seen": seen}
+
+
+def _require_seen(step: dict[str, t.Any], found: dict[str, dict[str, t.Any]]) -> None:
+    """Refuse a step of which nobody could say later what was there before it."""
+    for name, look in found.items():
+        # What does not exist here is not there afterwards either.
+        if look["outcome"] == "no_answer" or (look["outcome"] == "value" and look["value"] is None):
+            raise Refused(
+                f"{step.get('title')} was not begun: what {name} is before it is not known, so it could not be put "
+                f"back: {str(look['note'] or 'it has no value').rstrip('.')}."
+            )
 
 
 def _told(look: dict[str, t.Any]) -> t.Any:

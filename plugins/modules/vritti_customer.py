@@ -165,6 +165,7 @@ notes:
   sample: ["The usage of acme was reset again later, after which these credits would not count."]
 """
 
+import re
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule
@@ -173,6 +174,16 @@ from ansible_collections.oncall.runbooks.plugins.module_utils import http_client
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Refused
 
 SHOWN = ("subscription_tier", "monthly_credit_limit", "status", vritti_customers.USED)
+
+
+class _Module(AnsibleModule):
+    """Hides a user and a password in `url` before anything is told, so also where an argument is refused."""
+
+    def _load_params(self) -> None:
+        super()._load_params()
+        found = re.search(r"(?<=//)[^/?#]*@", str(self.params.get("url")))
+        if found:
+            self.no_log_values.add(found[0])
 
 
 def _told(ensure: vritti_customers.Ensure) -> dict[str, t.Any]:
@@ -195,7 +206,7 @@ def _told(ensure: vritti_customers.Ensure) -> dict[str, t.Any]:
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = _Module(
         argument_spec={
             "url": {"type": "str", "required": True},
             "admin_api_key": {"type": "str", "required": True, "no_log": True},

@@ -66,6 +66,12 @@ STEP_SPEC: dict[str, t.Any] = {
     "operation": {"type": "str", "required": True},
     "params": {"type": "dict", "default": {}},
     "replaces": {"type": "list", "elements": "str", "default": []},
+    # Carried out also where an earlier step has fixed its findings: what is not a ladder.
+    "always": {"type": "bool", "default": False},
+    # Carried out on all hosts of the run at once, with what any of them has found: a parameter of the operation, and
+    # the checks whose findings list its values.
+    "everywhere": {"type": "bool", "default": False},
+    "lists": {"type": "dict", "default": {}},
     # Higher than the operation's own, where these parameters make it so.
     "risk": {"type": "str", "choices": RISKS},
 }
@@ -270,6 +276,8 @@ def validate_steps(data: t.Sequence[t.Any], operations: t.Mapping[str, t.Any]) -
         step = _validated(item, STEP_SPEC, f"step {place}")
         if step["operation"] not in operations:
             raise Wrong(f"step {step['id']} names {step['operation']!r}, which is no operation of the service")
+        if bool(step["lists"]) != step["everywhere"]:
+            raise Wrong(f"step {step['id']} has one of everywhere and lists, and each needs the other")
         if any(step["id"] == other["id"] for other in steps):
             raise Wrong(f"two steps have the id {step['id']!r}")
         steps.append(step)

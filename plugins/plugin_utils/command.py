@@ -14,6 +14,7 @@ from ansible import context
 from ansible.errors import AnsibleError
 from ansible.parsing.splitter import parse_kv
 
+PLAN_FILE = "plan.json"
 # What a command says anew, or says for this run alone.
 _OF_THE_RUN = ("runbook_plan", "runbook_steps", "runbook_max_risk", "runbook_rollback_id", "runbook_override")
 
@@ -32,7 +33,8 @@ def again(tags: str, extra: t.Sequence[str] = ()) -> str | None:
     if arguments.get("subset"):
         words += ["-l", str(arguments["subset"])]
     for value in arguments.get("extra_vars") or ():
-        if str(value).startswith("@"):
+        # What an approved plan lists is of that run alone.
+        if str(value).startswith("@") and os.path.basename(str(value)) != PLAN_FILE:
             words += ["-e", str(value)]
     if arguments.get("become"):
         words.append("-b")
@@ -44,7 +46,8 @@ def again(tags: str, extra: t.Sequence[str] = ()) -> str | None:
         words += ["--vault-password-file", _short(str(name))]
     if arguments.get("ask_vault_pass"):
         words.append("--ask-vault-pass")
-    return " ".join(shlex.quote(word) for word in [*words, *extra])
+    words += [f"@{_short(word[1:])}" if word.startswith("@") else word for word in extra]
+    return " ".join(map(shlex.quote, words))
 
 
 def not_repeated() -> list[str]:

@@ -15,6 +15,8 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.loglines import se
 from ansible_collections.oncall.runbooks.plugins.module_utils.registry import PROBES
 
 SCHEMA = "oncall.runbooks/diagnosis/1"
+# How the action says that the variable of a secret holds nothing.
+NOT_GIVEN = " is empty."
 # Two diagnoses further apart than this say nothing of what was in between.
 CONTINUOUS_SECONDS = 3600.0
 
@@ -86,7 +88,8 @@ def _choose(
         absent = absent and outcome == "absent"
         forbidden = forbidden or look.get("kind") == "permission"
         # Silence for these reasons is about the question, not about the service.
-        foreign = foreign or look.get("kind") in ("tls", "name", "secret", "authentication")
+        about_it = look.get("kind") in ("tls", "name", "secret", "authentication")
+        foreign = foreign or (about_it and not (check["on_no_data"] == "skipped" and _dispensable(look)))
         passed.append({"source": name, "reason": reason})
     reasons = list(dict.fromkeys(item["reason"].rstrip(".") for item in passed if item["reason"])) or [
         "no source answered"
@@ -96,6 +99,14 @@ def _choose(
         foreign = True
     status = "skipped" if absent and passed else "unknown" if foreign else "no data"
     raise _NoValue(status, "; ".join(reasons), passed)
+
+
+def _dispensable(look: t.Mapping[str, t.Any]) -> bool:
+    """What a check that only helps to explain may do without: a key that nobody gave, a name that does not resolve.
+
+    A key that cannot be decrypted is a mistake, and stays one.
+    """
+    return look["kind"] == "name" or (look["kind"] == "secret" and str(look.get("note")).endswith(NOT_GIVEN))
 
 
 def judge_check(

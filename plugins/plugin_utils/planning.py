@@ -16,8 +16,11 @@ from datetime import UTC, datetime
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import judge
 from ansible_collections.oncall.runbooks.plugins.module_utils.diagnose_spec import LEVELS
+from ansible_collections.oncall.runbooks.plugins.plugin_utils import everywhere
 
 RISKS = ["safe", "disruptive", "destructive"]
+# The variable that an approved plan hands its lists on with; a key of its file.
+FROZEN = "runbook_frozen"
 ID = re.compile(r"[0-9]{8}T[0-9]{4}Z-[0-9a-f]{12}")
 
 Step = dict[str, t.Any]
@@ -111,6 +114,13 @@ def step(
         "identity": {"params": {name: data["params"].get(name) for name in identity}, "targets": dict(targets)},
         "state_of": operation["state"],
         "problem": problems[0] if problems else None,
+        "always": data["always"],
+        "everywhere": data["everywhere"],
+        "lists": data["lists"],
+        "listed": [],
+        "protected": [rule for look in looks.values() for rule in (look.get("evidence") or {}).get("protected") or []]
+        if data["everywhere"]
+        else [],
     }
 
 
@@ -133,25 +143,37 @@ def fingerprint(runbook: str, steps: t.Sequence[Step]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def make(runbook: str, steps: t.Sequence[Step], now: float, asked: t.Sequence[str] = ()) -> Plan | None:
-    """The plan of a run; None when there is nothing to do. Steps that were asked for have to be asked for again."""
+def make(
+    runbook: str, steps: t.Sequence[Step], now: float, asked: t.Sequence[str] = (), file: str | None = None
+) -> Plan | None:
+    """The plan of a run; None when there is nothing to do. Steps that were asked for have to be asked for again, and
+    what a step lists is repeated from the plan's `file`.
+    """
     if not steps:
         return None
     at = datetime.fromtimestamp(now, UTC)
     plan_id = f"{at.strftime('%Y%m%dT%H%MZ')}-{fingerprint(runbook, steps)}"
+    lists = everywhere.frozen_lists(steps)
     return {
         "id": plan_id,
         "runbook": runbook,
         "created_at": at.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "hosts": list(dict.fromkeys(item["host"] for item in steps)),
-        "apply_with": {"runbook_plan": plan_id, **({"runbook_steps": ",".join(asked)} if asked else {})},
+        "apply_with": {
+            "runbook_plan": plan_id,
+            **({"runbook_steps": ",".join(asked)} if asked else {}),
+            **({FROZEN: lists} if lists else {}),
+        },
         "steps": list(steps),
+        **({FROZEN: lists, "file": file} if lists else {}),
     }
 
 
 def apply_options(plan: t.Mapping[str, t.Any]) -> list[str]:
     """What the command line says to apply it."""
-    return [word for name, value in plan["apply_with"].items() for word in ("-e", f"{name}={value}")]
+    values = [f"{name}={value}" for name, value in plan["apply_with"].items() if name != FROZEN]
+    file = [f"@{plan['file']}"] if plan.get("file") else []
+    return [word for value in [*values, *file] for word in ("-e", value)]
 
 
 def of_host(plan: Plan | None, host: str) -> Plan | None:

@@ -11,6 +11,8 @@ import re
 import tempfile
 import typing as t
 
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.command import PLAN_FILE
+
 
 def folder_of(folder: str, runbook: str) -> str:
     return os.path.join(os.path.abspath(os.path.expanduser(folder)), runbook)
@@ -25,18 +27,23 @@ def host_path(folder: str | None, runbook: str, host: str) -> str | None:
 
 
 def plan_path(folder: str | None, runbook: str) -> str | None:
-    return os.path.join(folder_of(folder, runbook), "plan.json") if folder else None
+    return os.path.join(folder_of(folder, runbook), PLAN_FILE) if folder else None
 
 
 def plan_with(folder: str | None, plan_id: str) -> dict[str, t.Any] | None:
     """The plan with this id, of whichever runbook, while its report is there."""
     if not folder:
         return None
-    for path in glob.glob(os.path.join(glob.escape(folder_of(folder, "")), "*", "plan.json")):
+    for path in glob.glob(os.path.join(glob.escape(folder_of(folder, "")), "*", PLAN_FILE)):
         plan = read(path)
         if plan and plan.get("id") == plan_id:
-            return plan
+            return {**plan, "hosts": list(dict.fromkeys(step["host"] for step in plan["steps"]))}
     return None
+
+
+def write_plan(path: str | None, plan: t.Mapping[str, t.Any]) -> None:
+    """The plan, as `-e @` may read it: a variable named hosts is not allowed, and the steps say which they are."""
+    write(path, {name: value for name, value in plan.items() if name != "hosts"})
 
 
 def read(path: str) -> dict[str, t.Any] | None:

@@ -51,13 +51,19 @@ def make(
                 never.append(f"{step['title']} on {host} cannot be undone: {str(step['irreversible']).rstrip('.')}")
                 continue
             now = found[host].get("states", {})
-            changes = [
-                f"{name}: now: {_shown(now.get(step['id'] + '.' + name))}; then: {_shown(value)}"
+            pairs = {
+                name: (_shown(now.get(f"{step['id']}.{name}")), _shown(value))
                 for name, value in (step["before"] or {}).items()
-            ]
+            }
+            changes = [f"{name}: now: {is_now}; then: {then}" for name, (is_now, then) in pairs.items()]
             put_back = (
                 f"Put back {'; '.join(changes) or 'what it changed'}, as the record kept it, and restart what reads it."
             )
+            undo = step.get("undo")
+            # The operation's own words, and what would be another then.
+            differ = [line for line, (is_now, then) in zip(changes, pairs.values()) if is_now != then]
+            if undo and differ:
+                undo = f"{undo} {'; '.join(differ)}."
             steps.append(
                 {
                     **{key: step[key] for key in ("id", "title", "operation", "params", "role", "state_of")},
@@ -66,7 +72,7 @@ def make(
                     "reversible": True,
                     "because": [],
                     "before": step["before"],
-                    "preview": step.get("undo") or put_back,
+                    "preview": undo or put_back,
                 }
             )
     newer = sorted(name for name in every if name > run)

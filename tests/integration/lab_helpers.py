@@ -152,6 +152,19 @@ class RunningLab:
     def heal_all(self) -> Answer:
         return request("DELETE", f"{self.control}/faults", timeout=90)
 
+    def mend(self) -> None:
+        """Nothing broken, and a Vritti that remembers nothing: a breaker, what has been slow."""
+
+        def vritti() -> int | None:
+            pid: int | None = self.status()["processes"]["vritti"]["pid"]
+            return pid
+
+        before = vritti()
+        self.heal_all()
+        # What cured it may have given Vritti a new process already.
+        if vritti() in (None, before):
+            self.restart("vritti")
+
     def restart(self, process: str) -> Answer:
         return request("POST", f"{self.control}/processes/{process}/restart", timeout=90)
 

@@ -17,6 +17,8 @@ class Provider:
     def __init__(self) -> None:
         self.indicator = "none"
         self.keys: set[str] = set()
+        # The status of whoever asks with a key while it has no time for that.
+        self.busy: int | None = None
         self.requests: list[tuple[str, str]] = []
         self.url = ""
 
@@ -35,6 +37,8 @@ class Provider:
             return 200, {"page": {"name": "Provider"}, "status": status}
         if path == "/api/v1/models":
             return 200, {"data": [{"id": "x-ai/grok-4.1-fast:free"}]}
+        if path == "/api/v1/key" and self.busy:
+            return self.busy, {"error": {"message": "Try again later", "code": self.busy}}
         if path == "/api/v1/key":
             if authorization.removeprefix("Bearer ") in self.keys:
                 return 200, {"data": {"label": "a key", "usage": 0}}

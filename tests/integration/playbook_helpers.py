@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,23 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
 KEY = "a-key-for-the-timeline-0123456789"
+# Gone when the tests are over.
+PAYLOADS = tempfile.TemporaryDirectory(prefix="oncall-payloads-")
+QUICKLY = {
+    "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).resolve().parent / "callback_plugins"),
+    "ANSIBLE_CALLBACKS_ENABLED": "payloads",
+    "ONCALL_PAYLOADS": PAYLOADS.name,
+}
 # Nothing listens there: ports below 1024 that no service of a test uses.
 DEAD = "127.0.0.1:9"
+# How busy this machine is otherwise is no matter of a test: these are above what a healthy lab needs beside other work,
+# and below what the lab's slow KyroDB (180 ms a call) and slow embedding (250 ms a request) add.
+LATENCIES = {
+    "high_latency_p99_p2": 0.25,
+    "high_latency_p99_p3": 0.245,
+    "high_latency_kyrodb_p2": 0.16,
+    "high_latency_kyrodb_p3": 0.15,
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,13 @@ def ansible(directory: Path, *command: str | Path, environment: Mapping[str, str
     finished = subprocess.run(
         [str(BIN / command[0]), *map(str, command[1:])],
         cwd=directory,
-        env={**clean, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "COLUMNS": "120", **(environment or {})},
+        env={
+            **clean,
+            **QUICKLY,
+            "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+            "COLUMNS": "120",
+            **(environment or {}),
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -86,7 +108,7 @@ def diagnose(
         where,
         *tags,
         "-e",
-        f"runbook_sample_seconds={sample_seconds}",
+        json.dumps({**LATENCIES, "runbook_sample_seconds": sample_seconds}),
         *arguments,
         environment=environment,
     )

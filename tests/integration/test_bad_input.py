@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 from tests.integration.lab_helpers import RunningLab, running_lab
 from tests.integration.playbook_helpers import DEAD, LOCAL, ansible, diagnose, inventory, own_runbook
 
-pytestmark = pytest.mark.both_ends
+both_ends = pytest.mark.both_ends
 BINARY = sys.executable
 SECRET = "correct-horse-battery-staple"
 ALIVE: dict[str, Any] = {
@@ -46,6 +45,7 @@ def check(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in data.items() if value is not None}
 
 
+@both_ends
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -73,6 +73,7 @@ def test_a_run_that_would_do_nothing_is_refused(
     assert not (tmp_path / "reports").exists()
 
 
+@both_ends
 def test_uncovered_hosts_are_one_line(lab: RunningLab, tmp_path: Path) -> None:
     where = inventory(tmp_path, {"vritti-1": host(lab), "db-1": LOCAL, "db-2": LOCAL}, vritti=["vritti-1"])
     run = diagnose(tmp_path, where)
@@ -84,7 +85,9 @@ def test_uncovered_hosts_are_one_line(lab: RunningLab, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        (check(treshold=1), "The check wrong is wrong: the check has the unknown key 'treshold'"),
+        pytest.param(
+            check(treshold=1), "The check wrong is wrong: the check has the unknown key 'treshold'", marks=both_ends
+        ),
         (check(sources=[{"probe": "htpp", "url": "http://x"}]), "unknown probe 'htpp'; there are dlq, git, host, http"),
         (check(sources=[{"probe": "http", "url": "localhost:8000/health"}]), "has no scheme; write http://localhost:8000/health"),
         (check(thresholds=[{"above": 1, "label": "P3"}, {"above": 2, "label": "P2"}]), "can never match"),
@@ -110,6 +113,7 @@ def test_a_wrong_check_is_a_finding_and_a_red_run(
     assert sentence in " ".join(run.output.split())
 
 
+@both_ends
 def test_an_unreachable_host_has_a_diagnosis(lab: RunningLab, tmp_path: Path) -> None:
     gone = host(
         lab, ansible_connection="ssh", ansible_host="127.0.0.1", ansible_port=9, ansible_ssh_common_args="-F none"
@@ -123,6 +127,7 @@ def test_an_unreachable_host_has_a_diagnosis(lab: RunningLab, tmp_path: Path) ->
     assert "2 hosts: 1 unknown, 1 healthy" in run.output
 
 
+@both_ends
 def test_a_host_without_python_has_a_diagnosis(lab: RunningLab, tmp_path: Path) -> None:
     bare = host(lab, ansible_python_interpreter="/nonexistent/python3")
     run = diagnose(tmp_path, inventory(tmp_path, {"vritti-1": host(lab), "vritti-2": bare}))
@@ -132,6 +137,7 @@ def test_a_host_without_python_has_a_diagnosis(lab: RunningLab, tmp_path: Path) 
     assert "/nonexistent/python3" in run.diagnosis("vritti-2")["summary"]
 
 
+@both_ends
 def test_a_full_disk_is_said(lab: RunningLab, tmp_path: Path) -> None:
     """The interpreter runs where no temporary directory has an inode left: in a mount namespace of its own."""
     unshare = "unshare --mount" if os.geteuid() == 0 else "unshare --user --map-root-user --mount"
@@ -186,7 +192,6 @@ def test_html_with_200_is_not_an_answer(lab: RunningLab, tmp_path: Path) -> None
 def test_a_port_that_never_answers_costs_its_deadline(lab: RunningLab, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
-        began = time.monotonic()
         run = diagnose(
             tmp_path,
             inventory(
@@ -195,7 +200,6 @@ def test_a_port_that_never_answers_costs_its_deadline(lab: RunningLab, tmp_path:
             "-e",
             "runbook_probe_timeout=1",
         )
-        assert time.monotonic() - began < 60
     findings = run.findings()
     assert findings["alive"]["status"] == "breach"
     assert "accepts and does not answer within 1 s" in findings["alive"]["evidence"]["reason"]
@@ -229,6 +233,7 @@ def admin_check(lab: RunningLab) -> dict[str, Any]:
     }
 
 
+@both_ends
 def test_a_secret_is_used_and_shown_nowhere(lab: RunningLab, tmp_path: Path) -> None:
     secret = lab.inventory["vritti_admin_api_key"]
     run = own_runbook(tmp_path, inventory(tmp_path, {"vritti-lab": host(lab)}), [admin_check(lab)], "-vvv")
@@ -237,6 +242,7 @@ def test_a_secret_is_used_and_shown_nowhere(lab: RunningLab, tmp_path: Path) -> 
     assert secret not in (tmp_path / "reports/own_runbook/vritti-lab.json").read_text()
 
 
+@both_ends
 @pytest.mark.parametrize(
     ("value", "reason"),
     [(None, "The secret vritti_admin_api_key is empty"), ("x" * 40, "answers 401 (wrong or missing")],
@@ -249,6 +255,7 @@ def test_a_wrong_secret_is_unknown(lab: RunningLab, tmp_path: Path, value: str |
     assert run.findings()["alive"]["status"] == "ok"
 
 
+@both_ends
 def test_a_vaulted_secret_that_cannot_be_decrypted(lab: RunningLab, tmp_path: Path) -> None:
     right, wrong = tmp_path / "right", tmp_path / "wrong"
     right.write_text("right\n")
@@ -283,6 +290,7 @@ def test_a_vaulted_secret_that_cannot_be_decrypted(lab: RunningLab, tmp_path: Pa
     assert SECRET not in run.output
 
 
+@both_ends
 def test_our_role_does_not_mind_the_tags_of_others(lab: RunningLab, tmp_path: Path) -> None:
     where = inventory(tmp_path, {"vritti-lab": host(lab)})
     run = own_runbook(tmp_path, where, [ALIVE], "--tags", "deploy")
@@ -309,6 +317,7 @@ def test_kyrodb_health_tells_errors_apart(
     assert words in result["error"]["message"]
 
 
+@both_ends
 def test_kyrodb_health_of_a_healthy_instance(lab: RunningLab, tmp_path: Path) -> None:
     result = kyrodb_health(tmp_path, f"address=127.0.0.1:{lab.ports['kyrodb_text']}")
     assert result["is_healthy"] is True
@@ -320,6 +329,7 @@ def test_kyrodb_health_of_a_healthy_instance(lab: RunningLab, tmp_path: Path) ->
     assert result["version"]
 
 
+@both_ends
 @pytest.mark.parametrize("arguments", ["address=localhost", "address=http://localhost:50051", "address=x:1 timeout=0"])
 def test_kyrodb_health_fails_on_bad_arguments_only(tmp_path: Path, arguments: str) -> None:
     status, output = ansible(tmp_path, "ansible", "localhost", "-m", "oncall.runbooks.kyrodb_health", "-a", arguments)

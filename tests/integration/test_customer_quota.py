@@ -132,7 +132,7 @@ def test_somebody_is_over_it_and_nobody_is_named(operator: Operator, lab: Runnin
 @with_head
 def test_upgraded_and_put_back(operator: Operator, lab: RunningLab) -> None:
     settle(lab)
-    name = exceed(lab, -2)
+    name = exceed(lab, -1)
     tier, _status, limit, used = customer(lab, name)
     diagnosed = operator.run(RUNBOOK, "diagnose", *named(name))
     found = diagnosed.findings()["customer_quota"]
@@ -171,13 +171,47 @@ def test_upgraded_and_put_back(operator: Operator, lab: RunningLab) -> None:
 @with_head
 def test_limit_is_never_lowered(operator: Operator, lab: RunningLab) -> None:
     settle(lab)
-    name = exceed(lab, -2)
+    name = exceed(lab, -1)
     state = customer(lab, name)
     low = named(name, "-e", "vritti_customer_limit=2", "-e", "runbook_max_risk=disruptive")
     run = operator.run(RUNBOOK, "remediate", "-e", "runbook_steps=upgrade_customer", *low)
     assert run.status == 2, run.output
-    assert "2 would be less; set vritti_customer_limit" in " ".join(run.output.split())
+    assert f"{name} may use 3 credits, and 2 would be less; set vritti_customer_limit" in " ".join(run.output.split())
     assert customer(lab, name) == state
+
+
+@with_head
+def test_tier_is_lowered_only_where_somebody_says_so(operator: Operator, lab: RunningLab) -> None:
+    settle(lab)
+    name = exceed(lab, -2)
+    assert customer(lab, name)[0] == "enterprise"
+    wanted = named(name, "-e", "runbook_steps=upgrade_customer")
+    diagnosed = operator.run(RUNBOOK, "diagnose", *wanted)
+    # The plan tells it, and nothing was begun.
+    (step,) = diagnosed.diagnosis()["plan"]["steps"]
+    assert step["problem"].startswith(f"{name} has the tier enterprise, and pro would be lower;"), diagnosed.output
+    run = operator.run(RUNBOOK, "remediate", *wanted, "-e", "runbook_max_risk=disruptive")
+    assert run.status == 2, run.output
+    assert "or vritti_customer_lower to true" in " ".join(run.output.split())
+    assert operator.records == []
+    meant = operator.run(
+        RUNBOOK, "remediate", *wanted, "-e", "vritti_customer_lower=true", "-e", "runbook_max_risk=disruptive"
+    )
+    assert meant.status == 0, meant.output
+    assert customer(lab, name)[0] == "pro"
+    undone = operator.run(RUNBOOK, "rollback", "-e", f"runbook_rollback_id={operator.records[-1]['id']}")
+    assert undone.status == 0, undone.output
+    assert customer(lab, name)[:3] == ("enterprise", "active", 3)
+
+
+@with_head
+def test_plan_says_that_there_is_no_admin_key(operator: Operator, lab: RunningLab) -> None:
+    settle(lab)
+    name = exceed(lab, -1)
+    diagnosed = operator.run(RUNBOOK, "diagnose", *named(name, "-e", json.dumps({"vritti_admin_api_key": ""})))
+    told = {step["id"]: step["problem"] for step in diagnosed.diagnosis()["plan"]["steps"]}
+    assert list(told) == ["upgrade_customer", "reset_customer_usage"], diagnosed.output
+    assert all(problem.startswith("vritti_admin_api_key is empty; put the ADMIN_API_KEY") for problem in told.values())
 
 
 @with_metrics
@@ -301,6 +335,12 @@ def test_module(module: Any, lab: RunningLab, tmp_path: Path) -> None:
     assert (checked["rc"], checked["changed"]) == (0, True), checked["output"]
     assert "s3cret-of-the-url" not in checked["output"]
     assert customer(lab, name)[:3] == (tier, "active", limit)
+    # Nor where the arguments are refused.
+    refused = module(customer=name, subscription_tier="golden", url=credentials)
+    assert refused["msg"].startswith("value of subscription_tier must be one of"), refused["output"]
+    # What was typed on the command line, which Ansible's own error repeats, is none of the module's.
+    answer = json.dumps({name: value for name, value in refused.items() if name != "output"})
+    assert ("127.0.0.1" in answer, "s3cret-of-the-url" in answer) == (True, False), answer
     result = module(**wanted)
     assert (result["rc"], result["changed"]) == (0, True), result["output"]
     assert customer(lab, name)[:3] == ("starter", "suspended", 10000)

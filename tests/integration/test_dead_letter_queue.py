@@ -158,6 +158,16 @@ def test_what_cannot_be_stored_stays_or_is_archived_by_reason(operator: Operator
     undone = operator.run(RUNBOOK, "rollback", "-e", f"runbook_rollback_id={operator.records[-1]['id']}")
     assert undone.status == 0, undone.output
     assert [one["customer_id"] for one in entries(queue)] == ["nobody-knows", "nobody-knows"]
+    # Where nothing can be stored, nothing is archived, and no folder is made for it.
+    folder = Path(lab.inventory["vritti_backup_dir"]) / "dead-letters"
+    before = sorted(folder.iterdir())
+    in_vain = operator.run(
+        RUNBOOK, "remediate", "-e", "runbook_steps=replay_dead_letters", "-e", "runbook_max_risk=safe"
+    )
+    assert operator.records[-1]["steps"][0]["state"] == "verified", in_vain.output
+    assert sorted(folder.iterdir()) == before
+    undone = operator.run(RUNBOOK, "rollback", "-e", f"runbook_rollback_id={operator.records[-1]['id']}")
+    assert undone.status == 0, undone.output
     queue.unlink()
 
 

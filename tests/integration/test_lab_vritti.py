@@ -9,7 +9,6 @@ import signal
 import socket
 import sqlite3
 import stat
-import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -373,12 +372,10 @@ def test_breaker_opens_at_the_fifth_failure_and_only_a_restart_closes_it(tmp_pat
 
 
 def test_only_uncached_health_requests_count(tmp_path: Path) -> None:
-    environment = {"HEALTH_CACHE_TTL_SECONDS": "2"}
-    with running_lab(tmp_path, "--vritti", "head", environment=environment) as lab:
+    with running_lab(tmp_path, "--vritti", "head") as lab:
         lab.break_fault("kyrodb-image-down")
-        started = time.monotonic()
+        # Kept for five seconds.
         answers = [lab.get("/health") for _number in range(3)]
-        assert time.monotonic() - started < 2, "too slow a machine to tell the cache from its absence"
         assert {answer.status for answer in answers} == {200}
         assert {answer.json["timestamp"] for answer in answers} == {answers[0].json["timestamp"]}
         assert count(lab, IMAGE_FAILED) == 1

@@ -185,7 +185,58 @@ def test_premium_that_takes_the_place_of_a_failing_cheap_model(operator: Operato
 
 
 @with_head
-def test_without_the_admin_key_nothing_is_known(operator: Operator, lab: RunningLab) -> None:
-    run = operator.run(RUNBOOK, "diagnose", "-e", json.dumps({"vritti_admin_api_key": ""}))
+def test_without_the_admin_key_the_log_decides(operator: Operator, lab: RunningLab) -> None:
+    without = {"vritti_admin_api_key": ""}
+    run = operator.run(RUNBOOK, "diagnose", "-e", json.dumps(without))
+    assert run.diagnosis()["status"] == "healthy", run.output
+    found = run.findings()
+    assert (found["premium_blocked"]["status"], found["premium_blocked"]["observed"]) == ("ok", 0)
+    assert "put its ADMIN_API_KEY into vritti_admin_api_key" in found["premium_blocked"]["evidence"]["note"]
+    for name in ("daily_cost", "limit", "premium_share", "cost_by_tier"):
+        assert found[name]["status"] == "skipped", name
+        assert found[name]["evidence"]["reason"] == "The secret vritti_admin_api_key is empty"
+    lab.break_fault("llm-expensive", 12)
+    reflected(lab)
+    warned = operator.run(RUNBOOK, "diagnose", "-e", json.dumps(without))
+    assert breaches(warned) == {"warned"}, warned.output
+    assert warned.diagnosis()["label"] == "P4"
+    lab.heal_fault("llm-expensive")
+    lab.break_fault("llm-expensive", 60)
+    reflected(lab)
+    spent = operator.run(RUNBOOK, "diagnose", "-e", json.dumps(without))
+    assert breaches(spent) == {"warned", "crossed", "premium_blocked"}, spent.output
+    assert spent.diagnosis()["label"] == "P3"
+    assert steps(spent) == ["disable_reflections"]
+
+
+@with_head
+def test_without_the_admin_key_and_the_log_nothing_is_known(operator: Operator, lab: RunningLab) -> None:
+    blind = {"vritti_admin_api_key": "", "vritti_log_path": "/no/such/file.log"}
+    run = operator.run(RUNBOOK, "diagnose", "-e", json.dumps(blind))
     assert run.diagnosis()["status"] == "unknown", run.output
-    assert "vritti_admin_api_key is empty" in json.dumps(run.findings()["daily_cost"]["evidence"])
+    found = run.findings()["premium_blocked"]
+    assert found["status"] == "unknown"
+    assert found["evidence"]["reason"] == (
+        "The secret vritti_admin_api_key is empty; The log /no/such/file.log does not exist"
+    )
+    assert "into vritti_admin_api_key, in a vault" in found["next_step"]
+
+
+@with_head
+def test_the_services_own_env_file_counts(operator: Operator, lab: RunningLab) -> None:
+    own = lab.data_dir / "vritti" / ".env"
+    own.write_text("LLM_CHEAP_MODEL=anthropic/claude-3-haiku\nLLM_CONSENSUS_MODEL_1=openai/gpt-4o\n")
+    lab.set_environment(LLM_CONSENSUS_MODEL_1="kwaipilot/kat-coder-pro:free")
+    lab.restart("vritti")
+    try:
+        reflected(lab)
+        assert lab.logged("anthropic/claude-3-haiku") > 0, "Vritti reads it"
+        run = operator.run(RUNBOOK, "diagnose")
+        # What the process's environment has goes before it.
+        assert breaches(run) == {"cheap_model"}, run.output
+        assert f"{own} sets it" in run.findings()["cheap_model"]["evidence"]["note"]
+        applied = operator.run(RUNBOOK, "remediate", "-e", f"runbook_plan={run.diagnosis()['plan']['id']}")
+        assert applied.status == 0, applied.output
+        assert breaches(applied) == set()
+    finally:
+        own.unlink()

@@ -112,8 +112,8 @@ def test_a_refused_key_is_rotated_and_put_back(operator: Engineer, lab: RunningL
     lab.break_fault("llm-key-refused")
     reflected(lab)
     run = operator.run(RUNBOOK, "diagnose")
-    expected = {"llm_key_refused", "llm_cheap_calls", "llm_premium_calls", "llm_models", "llm_none_answers"}
-    assert breaches(run) == expected, run.output
+    expected = {"llm_key_refused", "llm_cheap_calls", "llm_premium_calls", "llm_none_answers"}
+    assert breaches(run) == {*expected, "llm_model_1", "llm_model_2"}, run.output
     assert run.diagnosis()["label"] == "P3"
     assert "and accepts the one in vritti_llm_api_key" in run.diagnosis()["summary"]
     # Neither counter nor queue knows of it, as the finding says.
@@ -149,26 +149,49 @@ def test_a_key_that_the_provider_refuses_is_not_given_to_vritti(
     provider.keys = set()
     # And its status page has moved, which says nothing of how it is.
     run = operator.run(RUNBOOK, "diagnose", "-e", f"vritti_llm_status_url={provider.url}/moved")
-    assert run.findings()["llm_status"]["status"] == "unknown"
+    assert run.findings()["llm_status"]["status"] == "skipped"
+    assert "answers 404" in run.findings()["llm_status"]["evidence"]["reason"]
     assert (run.findings()["llm_key"]["observed"], run.findings()["llm_key"]["label"]) == (401, "P3"), run.output
-    assert "and answers 401 to that in vritti_llm_api_key" in run.diagnosis()["summary"]
+    assert "and the one in vritti_llm_api_key too (401)" in run.diagnosis()["summary"]
     assert steps(run) == []
+    # A provider that is busy has not refused it.
+    provider.busy = 429
+    run = operator.run(RUNBOOK, "diagnose")
+    assert run.findings()["llm_key"]["status"] == "ok", run.output
+    answer = run.findings()["llm_key_answer"]
+    assert (answer["observed"], answer["label"]) == (429, "P4")
+    assert "accepts the one" not in run.diagnosis()["summary"]
+    assert steps(run) == ["rotate_llm_key"]
     no_secret(operator, run, NEW_KEY)
 
 
 @with_head
 def test_a_provider_that_cannot_be_asked_is_never_ok(operator: Engineer, lab: RunningLab, provider: Provider) -> None:
-    away = {"vritti_llm_status_url": f"http://{DEAD}/status.json", "vritti_llm_key_url": f"http://{DEAD}/key"}
+    reflected(lab)
+    away = {
+        "vritti_llm_status_url": "http://status.llm-provider.invalid/status.json",
+        "vritti_llm_key_url": f"http://{DEAD}/key",
+    }
     run = operator.run(RUNBOOK, "diagnose", "-e", json.dumps(away))
-    assert run.diagnosis()["status"] == "unknown", run.output
-    assert [run.findings()[name]["status"] for name in ("llm_status", "llm_key")] == ["unknown", "unknown"]
+    # It is no incident of Vritti's, whose log was seen.
+    assert run.diagnosis()["status"] == "healthy", run.output
+    assert [run.findings()[name]["status"] for name in ("llm_status", "llm_key")] == ["skipped", "skipped"]
+    assert "status.llm-provider.invalid" in run.findings()["llm_status"]["evidence"]["reason"]
     # Nor without a key to ask with; what this host cannot reach can be left out.
     without = {"vritti_llm_status_url": "", "vritti_llm_api_key": ""}
     run = operator.run(RUNBOOK, "diagnose", "-e", json.dumps(without))
-    assert run.findings()["llm_key"]["status"] == "unknown", run.output
-    assert "vritti_llm_api_key is empty" in json.dumps(run.findings()["llm_key"]["evidence"])
+    assert run.diagnosis()["status"] == "healthy", run.output
+    assert run.findings()["llm_key"]["status"] == "skipped", run.output
+    assert run.findings()["llm_key"]["evidence"]["reason"] == (
+        "vritti_llm_api_key is empty; it is the key that would replace the present one"
+    )
     assert run.findings()["llm_status"]["status"] == "skipped"
     assert "vritti_llm_status_url is empty" in run.output
+    # Without the log nobody knows whether an LLM answers.
+    blind = {**without, "vritti_log_path": "/no/such/file.log"}
+    run = operator.run(RUNBOOK, "diagnose", "-e", json.dumps(blind))
+    assert run.diagnosis()["status"] == "unknown", run.output
+    assert run.findings()["llm_none_answers"]["status"] == "unknown"
 
 
 @with_head
@@ -206,6 +229,32 @@ def test_a_timeout_is_raised(operator: Engineer, lab: RunningLab) -> None:
 
 
 @with_head
+def test_a_timeout_is_never_lowered(operator: Engineer, lab: RunningLab) -> None:
+    lab.set_environment(LLM_TIMEOUT_SECONDS="120")
+    asked = ["-e", "runbook_steps=raise_llm_timeout", "-e", "runbook_max_risk=disruptive"]
+    run = operator.run(RUNBOOK, "remediate", *asked)
+    assert run.status == 2, run.output
+    assert "LLM_TIMEOUT_SECONDS is 120 in" in " ".join(run.output.split())
+    assert "and 90 would be less" in " ".join(run.output.split())
+    run = operator.run(RUNBOOK, "remediate", *asked, "-e", "vritti_llm_timeout_seconds=200")
+    assert run.status == 2, run.output
+    assert "vritti_llm_timeout_seconds is 200, and Vritti takes 1 to 180" in " ".join(run.output.split())
+    assert setting(lab, "LLM_TIMEOUT_SECONDS") == "120"
+    assert operator.records == []
+
+
+@with_head
+def test_a_longer_timeout_withholds_the_step(operator: Engineer, lab: RunningLab) -> None:
+    lab.set_environment(LLM_TIMEOUT_SECONDS="1")
+    lab.restart("vritti")
+    lab.break_fault("llm-slow", 1.1)
+    reflected(lab)
+    run = operator.run(RUNBOOK, "diagnose", "-e", "vritti_llm_timeout_seconds=0.5")
+    assert {"llm_timeouts", "llm_timeout"} <= breaches(run), run.output
+    assert steps(run) == []
+
+
+@with_head
 def test_a_model_that_is_gone_is_changed_and_put_back(operator: Engineer, lab: RunningLab) -> None:
     lab.break_fault("llm-model-gone")
     reflected(lab)
@@ -229,6 +278,27 @@ def test_a_model_that_is_gone_is_changed_and_put_back(operator: Engineer, lab: R
     undone = operator.run(RUNBOOK, "rollback", "-e", f"runbook_rollback_id={operator.records[-1]['id']}")
     assert undone.status == 0, undone.output
     assert setting(lab, "LLM_CHEAP_MODEL") is None
+
+
+@with_head
+def test_the_premium_model_that_does_not_answer_is_changed(operator: Engineer, lab: RunningLab) -> None:
+    # The first one answers; a model of the other's name the provider has not.
+    lab.set_environment(LLM_CONSENSUS_MODEL_2="tngtech/no-such-model:free")
+    lab.restart("vritti")
+    for _number in range(2):
+        reflected(lab, "?tier=premium")
+    run = operator.run(RUNBOOK, "diagnose")
+    assert breaches(run) == {"llm_premium_calls", "llm_model_2"}, run.output
+    assert run.findings()["llm_model_1"]["observed"] == 2
+    assert run.findings()["llm_model_2"]["evidence"]["text"] == "tngtech/no-such-model:free"
+    assert "its second model does not answer" in run.diagnosis()["summary"]
+    assert steps(run) == ["change_consensus_model_2"]
+    applied = operator.run(RUNBOOK, "remediate", "-e", f"runbook_plan={run.diagnosis()['plan']['id']}")
+    assert applied.status == 0, applied.output
+    assert setting(lab, "LLM_CONSENSUS_MODEL_2") == "anthropic/claude-3-haiku"
+    assert setting(lab, "LLM_CONSENSUS_MODEL_1") is None
+    reflected(lab, "?tier=premium")
+    assert lab.logged("anthropic/claude-3-haiku succeeded") == 1
 
 
 def test_reflections_that_cannot_be_stored_are_no_failure_of_the_llm(operator: Engineer, lab: RunningLab) -> None:
@@ -262,8 +332,27 @@ def test_without_a_key_there_are_no_reflections(operator: Engineer, lab: Running
     lab.restart("vritti")
     run = operator.run(RUNBOOK, "diagnose")
     assert run.findings()["reflection_service"]["observed"] == "not set", run.output
-    assert run.diagnosis()["summary"] == "Vritti makes no reflections: its LLM key is not set."
+    said = "Vritti makes no reflections: its LLM key is not set; LLM_OPENROUTER_API_KEY is (empty)."
+    assert run.diagnosis()["summary"] == said
     assert steps(run) == ["rotate_llm_key"]
+    # The plan says it before anything is begun.
+    without = json.dumps({"vritti_llm_api_key": ""})
+    run = operator.run(RUNBOOK, "diagnose", "-e", without)
+    (step,) = run.diagnosis()["plan"]["steps"]
+    assert step["problem"] == "Reflections need an LLM key, and vritti_llm_api_key is empty; set it in a vault."
+    refused = operator.run(RUNBOOK, "remediate", "-e", "runbook_max_risk=disruptive", "-e", without)
+    assert refused.status == 2, refused.output
+    assert operator.records == []
+
+
+@with_head
+def test_a_placeholder_is_no_key(operator: Engineer, lab: RunningLab) -> None:
+    lab.set_environment(LLM_OPENROUTER_API_KEY="sk-or-v1-example-4711", SERVICE_REQUIRE_LLM_REFLECTION="false")
+    lab.restart("vritti")
+    run = operator.run(RUNBOOK, "diagnose")
+    assert run.findings()["llm_key_setting"]["observed"] == "(a placeholder)", run.output
+    assert run.diagnosis()["summary"].endswith("LLM_OPENROUTER_API_KEY is (a placeholder).")
+    no_secret(operator, run, "sk-or-v1-example-4711", NEW_KEY)
 
 
 @with_head

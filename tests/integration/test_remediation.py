@@ -37,8 +37,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningLab]:
 def lab(shared: RunningLab) -> Iterator[RunningLab]:
     """The lab, which a test may break; whole again after it."""
     yield shared
-    shared.heal_all()
-    shared.restart("vritti")
+    shared.mend()
 
 
 @pytest.fixture
@@ -269,9 +268,8 @@ def test_a_killed_run_never_lies_and_can_be_undone(operator: Operator, lab: Runn
         undone = operator.run("high_latency", "rollback", *wanted)
         assert undone.status == 0, undone.output
         assert settings(lab) == before, undone.output
+        assert undone.findings()["unfinished_remediation"]["status"] == "ok", undone.output
         assert lab.get("/health/liveness").status == 200
-        after = operator.run("high_latency", "diagnose")
-        assert after.findings()["unfinished_remediation"]["status"] == "ok", after.output
     assert len(seen) > 1, "every moment was alike, so they tell little"
 
 
@@ -670,8 +668,13 @@ def broken(shared: RunningLab) -> Iterator[RunningLab]:
     """The lab with something to remediate. Nothing changes it, so nobody has to mend it in between."""
     shared.break_fault("breaker-stuck")
     yield shared
-    shared.heal_all()
-    shared.restart("vritti")
+    shared.mend()
+
+
+@pytest.fixture(scope="module")
+def plan(broken: RunningLab, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What a diagnosis proposes for it."""
+    return Operator(broken, tmp_path_factory.mktemp("plan")).plan("high_latency")
 
 
 @pytest.mark.parametrize(
@@ -705,15 +708,11 @@ def broken(shared: RunningLab) -> Iterator[RunningLab]:
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value)[:20],
 )
 def test_nothing_changes_without_approval(
-    broken: RunningLab, tmp_path: Path, tags: str, arguments: list[str], sentence: str
+    broken: RunningLab, plan: str, tmp_path: Path, tags: str, arguments: list[str], sentence: str
 ) -> None:
     operator = Operator(broken, tmp_path)
     running, before = pids(broken), hashes(broken.data_dir)
-    if "PLAN" in " ".join(arguments):
-        plan = operator.plan("high_latency")
-        arguments = [
-            word.replace("OLD_PLAN", f"20260101T0000Z-{plan[15:]}").replace("PLAN", plan) for word in arguments
-        ]
+    arguments = [word.replace("OLD_PLAN", f"20260101T0000Z-{plan[15:]}").replace("PLAN", plan) for word in arguments]
     run = operator.run("high_latency", tags, *arguments)
     assert sentence in " ".join(run.output.split()), run.output
     assert hashes(broken.data_dir) == before

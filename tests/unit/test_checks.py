@@ -412,7 +412,14 @@ def step(name="restart_vritti", **values):
 
 
 def test_steps_with_types_and_defaults():
-    rest = {"title": "Restart Vritti", "operation": "restart", "risk": None}
+    rest = {
+        "title": "Restart Vritti",
+        "operation": "restart",
+        "risk": None,
+        "always": False,
+        "everywhere": False,
+        "lists": {},
+    }
     assert validate_steps([step(), step("both", replaces="restart_vritti", params={"a": 1})], OPERATIONS) == [
         {"id": "restart_vritti", "params": {}, "replaces": [], **rest},
         {"id": "both", "params": {"a": 1}, "replaces": ["restart_vritti"], **rest},
@@ -423,6 +430,8 @@ def test_steps_with_types_and_defaults():
 @pytest.mark.parametrize(
     ("steps", "says"),
     [
+        ([step(everywhere=True)], "step restart_vritti has one of everywhere and lists, and each needs the other"),
+        ([step(lists={"a": ["p99"]})], "step restart_vritti has one of everywhere and lists"),
         (["restart"], "step 1 is str, not a mapping of keys to values"),
         ([step(), step("x", operation=None)], "step 2: missing required arguments: operation"),
         ([step(operation="restrat")], "step restart_vritti names 'restrat', which is no operation of the service"),

@@ -133,6 +133,33 @@ def test_missing_permission_is_unknown_whatever_silence_means(on_no_data):
     assert judged(one, silent("May not be read; run with -b.", kind="permission"), ABSENT)["status"] == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("kind", "on_no_data", "status"),
+    [
+        # What only explains may do without a key that nobody gave; what decides may not.
+        ("secret", "skipped", "skipped"),
+        ("secret", "unknown", "unknown"),
+        ("secret", "breach", "unknown"),
+        ("name", "skipped", "skipped"),
+        ("name", "unknown", "unknown"),
+        ("name", "breach", "unknown"),
+        # A key that is wrong, and a certificate, are mistakes.
+        ("authentication", "skipped", "unknown"),
+        ("tls", "skipped", "unknown"),
+    ],
+)
+def test_silence_that_is_about_the_question(kind, on_no_data, status):
+    one = check(sources=2, on_no_data=on_no_data)
+    item = judged(one, silent("The secret admin_key is empty.", kind=kind), ABSENT)
+    assert (item["status"], item["suggests"]) == (status, [])
+    assert item["evidence"]["reason"].startswith("The secret admin_key is empty")
+
+
+def test_secret_that_cannot_be_decrypted_is_a_mistake():
+    said = "The secret admin_key cannot be decrypted; give the right vault password."
+    assert judged(check(on_no_data="skipped"), silent(said, kind="secret"))["status"] == "unknown"
+
+
 def test_no_look_at_all_is_not_ok():
     assert judged(check())["status"] == "unknown"
 

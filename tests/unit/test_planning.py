@@ -44,7 +44,8 @@ def made(
     **more,
 ):
     """A step of a plan, as the diagnosis of a host makes it."""
-    data = {"id": name, "title": f"Do {name}", "operation": operation_name, "params": params or {}}
+    item = {"id": name, "title": f"Do {name}", "operation": operation_name, "params": params or {}}
+    data = validate_steps([item], OPERATIONS)[0]
     return planning.step(
         host, "vritti", data, operation(operation_name, **more), list(because), looks or {}, targets or {}
     )

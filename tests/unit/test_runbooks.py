@@ -36,9 +36,12 @@ def load(path: Path):
     """The checks, causes and steps, with what they take from the service, and what a source is like in its place."""
     data = yaml.safe_load(path.read_text())
     service = yaml.safe_load((ROLES / path.stem / "vars/main.yml").read_text())
+    engine = yaml.safe_load((ROLES / "runbook/vars/main.yml").read_text())
     runbook = path.parts[-3]
     parts = [
-        copy.deepcopy(used(data[f"{runbook}_{kind}"], service[f"{path.stem}_{kind}"], kind))
+        copy.deepcopy(
+            used(data[f"{runbook}_{kind}"], service[f"{path.stem}_{kind}"] + engine.get(f"__runbook_{kind}", []), kind)
+        )
         for kind in ("checks", "causes", "steps")
     ]
     checks, causes, steps = parts
@@ -56,7 +59,11 @@ def load(path: Path):
 
 
 def operations(path: Path):
-    return yaml.safe_load((ROLES / path.stem / "vars/main.yml").read_text())[f"{path.stem}_operations"]
+    engine = yaml.safe_load((ROLES / "runbook/vars/main.yml").read_text())["__runbook_operations"]
+    return {
+        **engine,
+        **yaml.safe_load((ROLES / path.stem / "vars/main.yml").read_text())[f"{path.stem}_operations"],
+    }
 
 
 def test_there_are_runbooks():
@@ -179,19 +186,21 @@ class TestRunbook:
     def test_steps_are_operations_that_can_be_carried_out(self, path):
         _checks, _causes, steps = load(path)
         known = operations(path)
-        tasks = ROLES / path.stem / "tasks"
-        specs = yaml.safe_load((ROLES / path.stem / "meta/argument_specs.yml").read_text())["argument_specs"]
+        own = yaml.safe_load((ROLES / path.stem / "vars/main.yml").read_text())[f"{path.stem}_operations"]
         assert steps or path.parts[-3] in ONLY_DIAGNOSE
         for step in steps:
             assert set(step) <= set(STEP_SPEC), step["id"]
             operation = known[step["operation"]]
             assert set(operation) <= set(OPERATION_SPEC), step["operation"]
+            # What is no service's own is the engine's.
+            role = ROLES / (path.stem if step["operation"] in own else "runbook")
+            specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]
             entries = [step["operation"]]
             # Whatever does not say why it cannot be undone has to have a way.
             if not operation.get("irreversible"):
                 entries.append(f"rollback_{step['operation']}")
             for entry in entries:
-                assert (tasks / f"{entry}.yml").exists(), entry
+                assert (role / f"tasks/{entry}.yml").exists(), entry
                 options = specs[entry]["options"]["runbook_operation"]["options" if step.get("params") else "default"]
                 assert set(step.get("params", {})) == set(options), entry
 

@@ -121,6 +121,14 @@ def test_preview_says_what_is_put_back():
     assert "setting: now: not known; then: not known; unit: now: not known; then: a" in plan["steps"][0]["preview"]
 
 
+def test_preview_is_the_operations_own_words_and_what_differs():
+    own = {"undo": "Give it the tier again.", "before": {"tier": "free", "limit": 3}}
+    plan, _note = make({"v1": [record(NEW, step(**own))]}, states={"set_timeout.tier": "pro", "set_timeout.limit": 3})
+    assert plan["steps"][0]["preview"] == "Give it the tier again. tier: now: pro; then: free."
+    plan, _note = make({"v1": [record(NEW, step(**{**own, "before": {}}))]})
+    assert plan["steps"][0]["preview"] == "Give it the tier again."
+
+
 @pytest.mark.parametrize("before", [None, {}])
 def test_preview_of_a_step_of_which_nothing_was_kept(before):
     plan, _note = make({"v1": [record(NEW, step(state="running", before=before))]})

@@ -19,13 +19,19 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mas
 MAX_BYTES = 64 * 1024 * 1024
 NEWEST = 3
 TOP = 5
+# What a ranking lists: no plan is read that is longer.
+LISTED = 1000
 LINE = 300
 JOURNAL = "journal:"
 STDOUT = "stdout:"
 
 SPEC: dict[str, t.Any] = {
     "path": {"type": "str", "required": True},
-    "value": {"type": "str", "choices": ["count", "rate", "share", "quantile", "distinct"], "default": "count"},
+    "value": {
+        "type": "str",
+        "choices": ["count", "rate", "share", "quantile", "distinct", "ranking"],
+        "default": "count",
+    },
     "window": {"type": "float", "default": 300.0},
     "since": {"type": "str"},
     "match": {"type": "str", "default": ""},
@@ -35,12 +41,26 @@ SPEC: dict[str, t.Any] = {
     "field": {"type": "str"},
     "quantile": {"type": "float"},
     "by": {"type": "str"},
+    # Of a ranking: how many lines in the window a value of `by` takes to be listed,
+    "least": {"type": "int", "default": 1},
+    # the field by which the lines of one request are put together, as some say who and others from where,
+    "join": {"type": "str"},
+    # the seconds before the window to compare with, and how many times as many as then are too many,
+    "before": {"type": "float"},
+    "times": {"type": "float", "default": 3.0},
+    # Who has no line in so many seconds has stopped.
+    "active": {"type": "float"},
+    # and what lines are counted beside, by their fields.
+    "succeeded": {"type": "dict", "default": {}},
+    # Whether, after a step, only what was logged since counts.
+    "fresh": {"type": "bool", "default": False},
 }
 RULES: dict[str, t.Any] = {
     "required_if": [
         ("value", "share", ("of",)),
         ("value", "quantile", ("field", "quantile")),
         ("value", "distinct", ("field",)),
+        ("value", "ranking", ("by",)),
     ],
 }
 
@@ -49,8 +69,13 @@ def validate(source: t.Mapping[str, t.Any]) -> None:
     """Raise ValueError with a sentence for what the types cannot say."""
     for key in ("since", "match", "of", "expects"):
         _pattern(source[key], key)
-    for key, pattern in source["where"].items():
-        _pattern(str(pattern), f"where.{key}")
+    for option in ("where", "succeeded"):
+        for key, pattern in source[option].items():
+            _pattern(str(pattern), f"{option}.{key}")
+    if source["before"] is not None and source["before"] <= 0:
+        raise ValueError(f"before is {source['before']:g}; it is a number of seconds above 0")
+    if source["least"] < 1:
+        raise ValueError(f"least is {source['least']}; it is a number of lines from 1")
     if source["quantile"] is not None and not 0 < source["quantile"] < 1:
         raise ValueError(f"quantile is {source['quantile']}; it lies between 0 and 1")
     if source["window"] <= 0:
@@ -69,13 +94,17 @@ def _pattern(text: str | None, key: str) -> re.Pattern[str]:
 def describe(source: t.Mapping[str, t.Any]) -> str:
     """What is looked at, as the finding names it."""
     what = source["field"] if source["value"] == "quantile" else (source["match"] or "lines")
-    quantile = f" quantile {source['quantile']:g}" if source["value"] == "quantile" else ""
-    return f"log {source['path']} {what}{quantile}"
+    more = f" quantile {source['quantile']:g}" if source["value"] == "quantile" else ""
+    if source["value"] == "ranking":
+        more = f" by {source['by']}"
+    return f"log {source['path']} {what}{more}"
 
 
 def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Take the window that several checks may share, and calculate from the lines that match."""
-    path, window, now = recent(context, source["path"], source["window"])
+    path, window, now = recent(context, source["path"], source["window"] + (source["before"] or 0))
+    if source["value"] == "ranking":
+        return _Ranking(source, window, now, context.fresh_seconds).result(path)
     reading = _Reading(source, window, now)
     reading.take()
     return reading.result(path)
@@ -189,7 +218,7 @@ class _Reading:
             )
 
     def _wanted(self, fields: t.Mapping[str, t.Any]) -> bool:
-        return all(pattern.search(str(fields.get(key, ""))) for key, pattern in self.where.items())
+        return _has(fields, self.where)
 
     def _count(self, line: str) -> None:
         needs_fields = self.where or self.source["field"] or self.source["by"]
@@ -322,3 +351,113 @@ class _Reading:
         if self.oldest is None:
             return "not established", f"no line carries a time; the {self.bound} was taken whole"
         return f"{max(0.0, self.now - self.oldest):.0f} s: the {self.bound}", None
+
+
+class _Ranking:
+    """Who stands out: the values of a field with many lines, against what was usual before."""
+
+    def __init__(self, source: t.Mapping[str, t.Any], window: loglines.Window, now: float, fresh: float) -> None:
+        self.source = source
+        self.window = window
+        self.pattern = re.compile(source["match"] or "")
+        self.where = {key: re.compile(str(pattern)) for key, pattern in source["where"].items()}
+        self.succeeded = {key: re.compile(str(pattern)) for key, pattern in source["succeeded"].items()}
+        self.seconds = source["window"]
+        self.now = now
+        text, self.earlier, self.earlier_seconds = window.text, "", 0.0
+        if source["before"]:
+            text = loglines.since(window.text, now - self.seconds)
+            self.earlier = window.text[: len(window.text) - len(text)]
+            oldest = loglines.time_of(self.earlier)
+            if window.bound == loglines.WINDOW:
+                # It goes back further, so what is not in it did not happen.
+                self.earlier_seconds = source["before"]
+            elif oldest is not None:
+                self.earlier_seconds = max(0.0, now - self.seconds - oldest)
+        self.least = source["least"]
+        if source["fresh"] and 0 < fresh < self.seconds:
+            text = window.newest(now - fresh)
+            # As many in less time; one alone is not an attack yet.
+            self.least = max(min(2, self.least), round(self.least * fresh / self.seconds))
+            self.seconds = fresh
+        self.text = text
+
+    def _count(self, text: str) -> tuple[Counter[str], Counter[str]]:
+        """The lines by the field's value, and those that count as success."""
+        joined: dict[str, dict[str, t.Any]] = {}
+        join, by = self.source["join"], self.source["by"]
+        if join:
+            for line in text.split("\n"):
+                fields = loglines.fields_of(line)
+                if fields.get(join):
+                    joined.setdefault(str(fields[join]), {}).update(
+                        (key, value) for key, value in fields.items() if value is not None
+                    )
+        groups: Counter[str] = Counter()
+        good: Counter[str] = Counter()
+        for line in loglines.matching(text, self.pattern):
+            fields = loglines.fields_of(line)
+            if join and fields.get(join):
+                fields = joined[str(fields[join])]
+            found = self.pattern.search(line)
+            fields = {**fields, **{key: value for key, value in (found.groupdict() if found else {}).items() if value}}
+            name = fields.get(by)
+            if name is None:
+                continue
+            if _has(fields, self.where):
+                groups[str(name)] += 1
+            if self.succeeded and _has(fields, self.succeeded):
+                good[str(name)] += 1
+        return groups, good
+
+    def result(self, where: str) -> dict[str, t.Any]:
+        evidence: dict[str, t.Any] = {"log": where, "window": f"{self.seconds:g} s"}
+        if not self.window.text:
+            return {"value": None, "samples": 0, "evidence": evidence, "note": f"{where} has no line to judge by"}
+        expected = self.source["expects"]
+        if expected and not next(loglines.matching(self.window.text, re.compile(expected)), None):
+            said = f"{where} has no line {expected!r}, so it does not tell"
+            return {"value": None, "samples": 0, "evidence": evidence, "note": said}
+        note = None
+        if self.window.bound not in (loglines.WINDOW, "start of the log"):
+            note = f"only the {self.window.bound} were read" if self.window.bound.startswith("last") else None
+            if self.window.bound == loglines.UNTIMED:
+                note = "its lines carry no time, so more than the window may have been counted"
+        groups, good = self._count(self.text)
+        active = None
+        if self.source["active"]:
+            active = self._count(self.window.newest(self.now - self.source["active"]))[0]
+        usual: Counter[str] = Counter()
+        if self.source["before"]:
+            if self.earlier_seconds < self.source["window"]:
+                said = f"{where} does not go back far enough to tell what is usual"
+                return {"value": None, "samples": None, "evidence": evidence, "note": said}
+            usual, _good = self._count(self.earlier)
+            evidence["compared_with"] = f"the {judge.show(self.earlier_seconds, 's')} before"
+        listed = []
+        for name, count in groups.most_common():
+            if count < self.least:
+                break
+            if active is not None and name not in active:
+                continue
+            row: dict[str, t.Any] = {"name": name, "count": count}
+            if self.succeeded:
+                row["succeeded"] = good[name]
+            if self.source["before"]:
+                average = usual[name] * self.seconds / self.earlier_seconds
+                if usual[name] and count < self.source["times"] * average:
+                    continue
+                row.update(before=round(average, 2), new=not usual[name])
+            listed.append(row)
+        evidence["matched"] = sum(groups.values())
+        evidence[f"by_{self.source['by']}"] = [
+            {self.source["by"]: name, "count": count} for name, count in groups.most_common(TOP)
+        ]
+        evidence["listed"] = listed[:LISTED]
+        if len(listed) > LISTED:
+            note = "; ".join(filter(None, (note, f"only the first {LISTED} of {len(listed)} are listed")))
+        return {"value": len(listed), "samples": None, "evidence": evidence, "note": note}
+
+
+def _has(fields: t.Mapping[str, t.Any], patterns: t.Mapping[str, re.Pattern[str]]) -> bool:
+    return all(pattern.search(str(fields.get(key, ""))) for key, pattern in patterns.items())

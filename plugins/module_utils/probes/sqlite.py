@@ -18,7 +18,7 @@ from ansible_collections.oncall.runbooks.plugins.module_utils import (
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer, Refused
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context, absolute
 
-VALUES = ("state", "broken_references", "missing_tables", "rows", "query", "backup_age", "restore")
+VALUES = ("state", "broken_references", "missing_tables", "rows", "query", "allowed", "backup_age", "restore")
 _OF_FILE = ("size_bytes", "modified_at", "journal_mode", "wal_bytes", "hot_journal", "page_count", "freelist_count")
 _SHOWN = 5
 _ROWS = 10
@@ -42,11 +42,12 @@ RULES: dict[str, t.Any] = {}
 
 def validate(source: t.Mapping[str, t.Any]) -> None:
     """Raise ValueError with a sentence for what the types cannot say."""
-    for value, key in (("rows", "table"), ("query", "query"), ("missing_tables", "expect_tables")):
+    needed = {"rows": "table", "query": "query", "allowed": "query", "missing_tables": "expect_tables"}
+    for value, key in needed.items():
         if source["value"] == value and not source[key]:
             raise ValueError(f"value is {value}, which takes {key}")
     for key in ("rows_query", "params"):
-        if source[key] and source["value"] != "query":
+        if source[key] and source["value"] != "query" and (key, source["value"]) != ("params", "allowed"):
             raise ValueError(f"{key} goes with the value query, and value is {source['value']}")
 
 
@@ -56,9 +57,8 @@ def describe(source: t.Mapping[str, t.Any]) -> str:
         return f"backups of {os.path.basename(source['path'])} in {source['backup_dir'] or 'no folder'}"
     if source["value"] == "restore":
         return f"restore of {source['backup']} over {source['path']}"
-    what = {"rows": f" {source['table']}", "query": f" {source['query']}{_for(source['params'])}"}.get(
-        source["value"], ""
-    )
+    query = f" {source['query']}{_for(source['params'])}"
+    what = {"rows": f" {source['table']}", "query": query, "allowed": query}.get(source["value"], "")
     return f"sqlite {source['path']}{what}"
 
 
@@ -82,7 +82,11 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
     text = source["query"]
     if value == "rows":
         text = f"SELECT count(*) FROM {sqlite_files.identifier(source['table'])}"  # noqa: S608 - quoted
-    return _query(context, path, text, source["rows_query"], source["params"])
+    seen = _query(context, path, text, source["rows_query"], source["params"])
+    if value == "allowed":
+        # What the query gives is why not.
+        return {**seen, "value": seen["value"] is None, "note": seen["value"]}
+    return seen
 
 
 def _for(params: t.Sequence[t.Any]) -> str:

@@ -187,7 +187,7 @@ def test_every_threshold_that_is_not_refused_has_a_value_that_reaches_it(thresho
         (0.0421, "s", "42.1 ms"),
         (0.0009, "s", "900 µs"),
         (1.5, "s", "1.5 s"),
-        (0, "s", "0 µs"),
+        (0, "s", "0 s"),
         (119, "s", "119 s"),
         (120, "s", "2 min"),
         (5400, "s", "1.5 h"),
@@ -238,6 +238,8 @@ def test_show_is_right_to_one_percent(value):
         ([{"equals": "down"}], None, "not down"),
         ([{"matches": "^5"}], None, "not matching ^5"),
         ([{"above": 0.0}], None, "at most 0"),
+        ([{"above": 0.0}], "s", "at most 0 s"),
+        ([{"below": 0.0}], "s", "at least 0 s"),
         ([], None, ""),
     ],
 )

@@ -509,3 +509,142 @@ def test_description():
     assert log.describe(source("log", path="/x")) == "log /x lines"
     quantile = {"value": "quantile", "field": "ms", "quantile": 0.99}
     assert log.describe(source("log", path="/x", **quantile)) == "log /x ms quantile 0.99"
+
+
+# Who stands out.
+
+
+def access(client, status=429, path="/api/v1/search"):
+    return f'INFO:     {client}:5 - "GET {path} HTTP/1.1" {status} OK'
+
+
+def ranking(path, since=0.0, **values):
+    values = {
+        "value": "ranking",
+        "by": "client_host",
+        "match": "INFO:.* - ",
+        "where": {"status_code": "^4"},
+        "succeeded": {"status_code": "^2"},
+        **values,
+    }
+    at = context()
+    at.fresh_seconds = since
+    return look("log", at=at, path=path, **values)
+
+
+def test_who_is_refused_most(write):
+    path = write(
+        event("start", age=90),
+        *[access("192.0.2.1")] * 3,
+        *[access("2001:db8::1")] * 5,
+        access("192.0.2.1", 200),
+        access("192.0.2.9"),
+        access("192.0.2.8", 200),
+    )
+    seen = ranking(path, least=3)
+    assert seen["value"] == 2
+    assert seen["evidence"]["listed"] == [
+        {"name": "2001:db8::1", "count": 5, "succeeded": 0},
+        {"name": "192.0.2.1", "count": 3, "succeeded": 1},
+    ]
+    assert seen["evidence"]["matched"] == 9
+    assert ranking(path, least=6)["value"] == 0
+    assert ranking(path, least=1, where={"status_code": "^5"})["value"] == 0
+
+
+def test_a_log_that_could_not_tell_does_not(write):
+    seen = ranking(write(event("start", age=9)), expects="INFO:")
+    assert seen["value"] is None
+    assert "has no line 'INFO:'" in seen["note"]
+    assert ranking(write(event("old", age=4000)))["value"] is None
+
+
+def test_who_asks_more_than_before(write):
+    path = write(
+        event("x", age=3000),
+        *[access("192.0.2.1", 200)] * 20,  # 20 in 2700 s are 2.2 in 300 s
+        *[access("192.0.2.2", 200)] * 90,  # 10 in 300 s
+        event("x", age=200),
+        *[access("192.0.2.1", 200)] * 12,
+        *[access("192.0.2.2", 200)] * 12,
+        *[access("192.0.2.3", 200)] * 12,
+        *[access("192.0.2.4", 200)] * 2,
+    )
+    seen = ranking(path, where={}, least=3, before=3600.0, times=3.0)
+    rows = {row["name"]: row for row in seen["evidence"]["listed"]}
+    assert sorted(rows) == ["192.0.2.1", "192.0.2.3"]
+    assert (rows["192.0.2.1"]["new"], rows["192.0.2.3"]["new"]) == (False, True)
+    assert rows["192.0.2.1"]["before"] == pytest.approx(20 * 300 / 2700, abs=0.1)
+    assert rows["192.0.2.3"]["before"] == 0
+    assert seen["evidence"]["compared_with"].endswith(" before")
+
+
+def test_without_a_past_nothing_is_unusual(write):
+    path = write(event("x", age=200), *[access("192.0.2.1", 200)] * 50)
+    seen = ranking(path, where={}, before=3600.0)
+    assert seen["value"] is None
+    assert "does not go back far enough" in seen["note"]
+    # One that goes back further says that nobody asked.
+    path = write(event("x", age=9000), event("x", age=200), *[access("192.0.2.1", 200)] * 50)
+    assert ranking(path, where={}, before=3600.0)["evidence"]["listed"][0]["new"]
+
+
+def test_lines_of_one_request(write):
+    """Where one says from where it comes, and another one whose it is."""
+
+    def lines(number, client, customer):
+        return [
+            event("HTTP request started", age=30, request_id=number, client_host=client),
+            event("HTTP request completed", age=30, request_id=number, customer_id=customer, status_code=200),
+        ]
+
+    path = write(*lines("a", "192.0.2.1", "acme"), *lines("b", "192.0.2.1", "acme"), *lines("c", "192.0.2.2", "other"))
+    seen = ranking(
+        path, match="HTTP request completed", where={"customer_id": "^acme$"}, join="request_id", succeeded={}
+    )
+    assert seen["evidence"]["listed"] == [{"name": "192.0.2.1", "count": 2}]
+    by_customer = ranking(path, match="HTTP request completed", where={}, join="request_id", by="customer_id")
+    assert [row["name"] for row in by_customer["evidence"]["listed"]] == ["acme", "other"]
+
+
+def test_after_a_step_only_what_came_since_counts(write):
+    path = write(
+        event("x", age=200),
+        *[access("192.0.2.1")] * 60,
+        event("x", age=5),
+        *[access("192.0.2.2")] * 60,
+        *[access("192.0.2.3")] * 1,
+        *[access("192.0.2.4")] * 2,
+    )
+    assert ranking(path, least=60, fresh=True)["value"] == 2
+    # 60 in 300 s are 2 in 10 s.
+    seen = ranking(path, since=10.0, least=60, fresh=True)
+    assert [row["name"] for row in seen["evidence"]["listed"]] == ["192.0.2.2", "192.0.2.4"]
+    # The attack is over, and the log goes on.
+    over = write(event("x", age=200), *[access("192.0.2.1")] * 60, event("x", age=5))
+    assert ranking(over, since=10.0, least=60, fresh=True)["value"] == 0
+    # A check that does not ask for it goes on looking at the whole window.
+    assert ranking(over, since=10.0, least=60)["value"] == 1
+
+
+def test_who_has_stopped_is_not_listed(write):
+    lines = [event("x", age=200), *[access("192.0.2.1")] * 9, event("x", age=30), *[access("192.0.2.2")] * 9]
+    path = write(*lines)
+    assert [row["name"] for row in ranking(path, active=60.0)["evidence"]["listed"]] == ["192.0.2.2"]
+    # Access lines carry no time: while the log is written to, those after the last time may be of this moment.
+    seen = ranking(path, active=5.0)
+    assert [row["name"] for row in seen["evidence"]["listed"]] == ["192.0.2.2"]
+    os.utime(path, (time.time() - 20, time.time() - 20))
+    assert ranking(path, active=5.0)["value"] == 0
+    # What is written down as time is believed before the file's.
+    assert ranking(path, active=60.0)["value"] == 1
+
+
+def test_ranking_is_validated():
+    for values, said in (
+        ({"least": 0}, "least is 0"),
+        ({"before": 0.0}, "before is 0"),
+        ({"succeeded": {"a": "("}}, "succeeded.a is '\\('"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            log.validate(source("log", path="/x", value="ranking", by="a", **values))

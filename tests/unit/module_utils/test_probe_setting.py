@@ -38,6 +38,61 @@ def test_value(env, name, shown):
     assert "hush" not in json.dumps(seen)
 
 
+# The service's own .env.
+
+
+def test_dotenv_counts_where_the_file_has_not_got_it(env, tmp_path):
+    dotenv = tmp_path / ".env"
+    more = {"path": env, "dotenv": str(dotenv)}
+    assert look("setting", name="LLM_CHEAP_MODEL", **more)["value"] == "(not set)"
+    dotenv.write_text("LLM_CHEAP_MODEL=a/b\nSEARCH_DEFAULT_K=5\nEMPTY=no\n")
+    seen = look("setting", name="LLM_CHEAP_MODEL", **more)
+    assert (seen["value"], seen["note"]) == ("a/b", f"{dotenv} sets it")
+    # The process's environment goes before it, also where it is empty there.
+    assert look("setting", name="SEARCH_DEFAULT_K", **more)["value"] == "20"
+    assert look("setting", name="EMPTY", **more)["value"] == "(empty)"
+    assert setting.describe(source("setting", name="A", **more)) == f"setting A in {env} and {dotenv}"
+
+
+def test_dotenv_of_a_folder_that_is_not_known_is_no_answer(env):
+    with pytest.raises(NoAnswer, match=r"\.env is relative, and nobody says to what"):
+        look("setting", path=env, dotenv=".env", name="LLM_CHEAP_MODEL")
+    assert look("setting", path=env, dotenv=".env", name="EMPTY")["value"] == "(empty)"
+
+
+def test_placeholder_is_told_and_not_shown(tmp_path):
+    path = tmp_path / "vritti.env"
+    path.write_text("LLM_OPENROUTER_API_KEY=sk-or-Example-1234\nOTHER=sk-or-v1-1234\n")
+    words = {"path": str(path), "placeholders": ["your-api-key-here", "example", "dummy"]}
+    seen = look("setting", name="LLM_OPENROUTER_API_KEY", **words)
+    assert seen["value"] == "(a placeholder)"
+    assert "1234" not in json.dumps(seen)
+    assert look("setting", name="LLM_CHEAP_MODEL", **words)["value"] == "(not set)"
+
+
+@pytest.mark.parametrize(
+    ("most", "content", "value", "note"),
+    [
+        (90, "LLM_TIMEOUT_SECONDS=60\n", True, None),
+        (90, "LLM_TIMEOUT_SECONDS=90\n", True, None),
+        (90, "LLM_TIMEOUT_SECONDS=120\n", False, "LLM_TIMEOUT_SECONDS is 120 in {path}, and 90 would be less"),
+        (45, "", False, "LLM_TIMEOUT_SECONDS is 60 in {path}, and 45 would be less"),
+    ],
+)
+def test_whether_it_is_no_more(tmp_path, most, content, value, note):
+    path = tmp_path / "vritti.env"
+    path.write_text(content)
+    seen = look("setting", path=str(path), name="LLM_TIMEOUT_SECONDS", default="60", at_most=most)
+    assert (seen["value"], seen["note"]) == (value, note and note.format(path=path))
+
+
+def test_default_is_said_to_be_one(env):
+    seen = look("setting", path=env, name="LLM_TIMEOUT_SECONDS", default="60")
+    assert (seen["value"], seen["note"]) == ("60", "it is not set, so this is the default")
+    with pytest.raises(NoAnswer, match=r"EMPTY in .* is \(empty\), which is no number"):
+        look("setting", path=env, name="EMPTY", default="60", at_most=90)
+
+
 def test_a_missing_file_sets_nothing(tmp_path):
     path = tmp_path / "no.env"
     seen = look("setting", path=str(path), name="A")

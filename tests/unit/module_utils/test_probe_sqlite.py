@@ -158,6 +158,23 @@ class TestValues:
         assert "latest_verified over /a.db" in sqlite.describe(source("sqlite", path="/a.db", value="restore"))
 
 
+class TestAllowed:
+    def test_what_the_query_says_is_why_not(self, path):
+        ask = {
+            "value": "allowed",
+            "query": "SELECT CASE WHEN ?2 > 3 THEN ?1 || ' is too many.' END",
+            "params": ["it", 4],
+        }
+        found = seen(path, **ask)
+        assert (found["value"], found["note"]) == (False, "it is too many.")
+        found = seen(path, **{**ask, "params": ["it", 3]})
+        assert (found["value"], found["note"]) == (True, None)
+
+    def test_it_takes_a_query(self):
+        with pytest.raises(ValueError, match="value is allowed, which takes query"):
+            sqlite.validate(source("sqlite", path="/a.db", value="allowed"))
+
+
 class TestBackups:
     def age(self, path, folder, **more):
         return seen(path, value="backup_age", backup_dir=str(folder), **more)
