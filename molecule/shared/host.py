@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the host itself says, as root: the units' main processes, the settings' hash, Vritti's environment, what runs left."""
+"""What the host itself says, as root: main processes, the settings' hash, Vritti's environment, what runs have left."""
 
 from __future__ import annotations
 

@@ -172,6 +172,11 @@ def _filled(step: Step, rows: list[Row], left_out: list[Row], wrong: str | None)
     about = {**step["identity"]["params"], **dict.fromkeys(step["lists"], sorted(names))}
     identity = {**step["identity"], "params": about}
     problem = step["problem"] or wrong
+    if not rows and wrong is None:
+        step = {
+            **step,
+            "preview": f"Block no address: of what was found none may be blocked. {_left(left_out)}".strip(),
+        }
     fill = {key: string.Template(step[key]).safe_substitute(texts) for key in ("preview", "undo") if step[key]}
     return {
         **{name: value for name, value in step.items() if name != "protected"},

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -69,6 +70,12 @@ class Namespace:
         self.started.append(process)
         return process
 
+    def kill(self) -> None:
+        """End everything that runs there, in whatever session."""
+        for pid in sh("ip", "netns", "pids", self.name).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
     def remove(self) -> None:
         for process in self.started:
             # Of one that has ended, the number may be somebody else's by now.
@@ -80,8 +87,7 @@ class Namespace:
         mount = Path("/run/netns", self.name)
         if mount.exists():
             # Such as what sshd has started for a client that does not come back.
-            for pid in sh("ip", "netns", "pids", self.name).split():
-                os.kill(int(pid), signal.SIGKILL)
+            self.kill()
             Path(f"/run/oncall-runbooks-ip-block-{mount.stat().st_ino}.lock").unlink(missing_ok=True)
         subprocess.run(["ip", "netns", "del", self.name], check=False, env={**os.environ, "PATH": SBIN})
 

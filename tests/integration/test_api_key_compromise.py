@@ -22,7 +22,7 @@ from tests.integration.lab_helpers import RunningLab, running_lab
 from tests.integration.playbook_helpers import Operator, Run, ansible
 
 RUNBOOK = "api_key_compromise"
-CUT_OFF = ["suspend_customer", "rotate_api_key", "restart_vritti"]
+CUT_OFF = ["block_addresses", "suspend_customer", "rotate_api_key", "restart_vritti"]
 USUAL, STRANGE, ADMINS = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 # Each test takes a customer of its own from the end, which no background traffic uses.
 VICTIM, BUSY, MODULE, REFUSED = -1, -2, -3, -4
@@ -199,9 +199,9 @@ def test_from_suspicion_to_a_new_key(operator: Operator, lab: RunningLab) -> Non
     assert key["last_used"] > key["created_at"]
     steps = diagnosed.diagnosis()["plan"]["steps"]
     assert [step["id"] for step in steps] == CUT_OFF
-    assert [step["reversible"] for step in steps] == [True, False, False]
-    assert f"{operator.state}/new-keys/{name}-*.json" in steps[1]["preview"]
-    assert f"Active now: {victim['key_id']} (seeded, last used 20" in steps[1]["preview"]
+    assert [step["reversible"] for step in steps] == [True, True, False, False]
+    assert f"{operator.state}/new-keys/{name}-*.json" in steps[2]["preview"]
+    assert f"Active now: {victim['key_id']} (seeded, last used 20" in steps[2]["preview"]
     plan = diagnosed.diagnosis()["plan"]["id"]
     assert f"-e runbook_plan={plan}" in diagnosed.output
 
@@ -212,7 +212,7 @@ def test_from_suspicion_to_a_new_key(operator: Operator, lab: RunningLab) -> Non
         run = operator.run(RUNBOOK, "remediate", *named(name, "-e", f"runbook_plan={plan}", *settled), "--diff", "-vvv")
     assert run.status == 0, run.output
     assert seen == []
-    assert [step["state"] for step in operator.records[-1]["steps"]] == ["verified"] * 3
+    assert [step["state"] for step in operator.records[-1]["steps"]] == ["verified"] * 4
     # It says itself what is left to do.
     left = run.findings()["cut_off"]
     assert (left["label"], left["observed"]) == ("P4", "suspended, old keys revoked")
@@ -272,7 +272,7 @@ def test_nobody_is_named(operator: Operator, lab: RunningLab) -> None:
     assert [row["name"] for row in run.findings()["admin_addresses"]["evidence"]["listed"]] == [ADMINS]
     assert [row["name"] for row in run.findings()["refused_addresses"]["evidence"]["listed"]] == [STRANGE]
     assert run.findings()["keys_made"]["observed"] >= 40
-    asked = operator.run(RUNBOOK, "remediate", "-e", f"runbook_steps={CUT_OFF[1]}", "-e", "runbook_max_risk=disruptive")
+    asked = operator.run(RUNBOOK, "remediate", "-e", f"runbook_steps={CUT_OFF[2]}", "-e", "runbook_max_risk=disruptive")
     assert asked.status == 2, asked.output
     assert "cannot be applied: vritti_customer is empty" in " ".join(asked.output.split())
     # Named, its spike alone is enough, and an address that is known is none to worry about.

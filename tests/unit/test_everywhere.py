@@ -111,7 +111,9 @@ def test_nothing_left_to_block_keeps_nothing_else_from_being_done():
     other = planning.step("a", "vritti", validate_steps([item], {"block": {}})[0], OPERATION, [], {}, {})
     steps = everywhere.merge({"a": [step("a", [row("127.0.0.1", 5)]), other]}, {"a": [step("a")]}, {})
     assert [one["problem"] for one in steps] == [None, None]
-    assert steps[0]["preview"].startswith("Block 0: no address. Left out: 127.0.0.1")
+    assert steps[0]["preview"].startswith(
+        "Block no address: of what was found none may be blocked. Left out: 127.0.0.1"
+    )
 
 
 def test_ranges_of_the_operator():

@@ -200,12 +200,10 @@ class _Reading:
 
     def take(self) -> None:
         if self.source["since"]:
-            starts = list(re.finditer(self.source["since"], self.text, re.MULTILINE))
-            if starts:
-                after = self.text.find("\n", starts[-1].start()) + 1
-                line = self.text[self.text.rfind("\n", 0, starts[-1].start()) + 1 : after]
-                self.text = self.text[after:] if after else ""
-                self.oldest = loglines.time_of(line) or loglines.time_of(self.text) or self.window.oldest
+            rest = _after(self.source["since"], self.text)
+            if rest is not None:
+                self.text, began = rest
+                self.oldest = began or self.window.oldest
                 self.bound = "since"
         for line in loglines.matching(self.text, self.pattern):
             self._count(line)
@@ -380,6 +378,12 @@ class _Ranking:
             # As many in less time; one alone is not an attack yet.
             self.least = max(min(2, self.least), round(self.least * fresh / self.seconds))
             self.seconds = fresh
+        rest = _after(source["since"], text) if source["since"] else None
+        if rest is not None:
+            # What was before is over; it is not what is usual either.
+            text, began = rest
+            if began is not None:
+                self.seconds = max(1.0, min(self.seconds, now - began))
         self.text = text
 
     def _count(self, text: str) -> tuple[Counter[str], Counter[str]]:
@@ -457,6 +461,19 @@ class _Ranking:
         if len(listed) > LISTED:
             note = "; ".join(filter(None, (note, f"only the first {LISTED} of {len(listed)} are listed")))
         return {"value": len(listed), "samples": None, "evidence": evidence, "note": note}
+
+
+def _after(pattern: str, text: str) -> tuple[str, float | None] | None:
+    """The lines after the one in which the pattern's last match ends, and since when that is; None without a match."""
+    ends = [found.end() for found in re.finditer(pattern, text, re.MULTILINE)]
+    if not ends:
+        return None
+    # A match may end with the line's own end.
+    end = ends[-1] - (text[ends[-1] - 1 : ends[-1]] == "\n")
+    after = text.find("\n", end) + 1
+    line = text[text.rfind("\n", 0, end) + 1 : after]
+    rest = text[after:] if after else ""
+    return rest, loglines.time_of(line) or loglines.time_of(rest)
 
 
 def _has(fields: t.Mapping[str, t.Any], patterns: t.Mapping[str, re.Pattern[str]]) -> bool:

@@ -518,7 +518,7 @@ def access(client, status=429, path="/api/v1/search"):
     return f'INFO:     {client}:5 - "GET {path} HTTP/1.1" {status} OK'
 
 
-def ranking(path, since=0.0, **values):
+def ranking(path, ago=0.0, **values):
     values = {
         "value": "ranking",
         "by": "client_host",
@@ -528,7 +528,7 @@ def ranking(path, since=0.0, **values):
         **values,
     }
     at = context()
-    at.fresh_seconds = since
+    at.fresh_seconds = ago
     return look("log", at=at, path=path, **values)
 
 
@@ -618,13 +618,34 @@ def test_after_a_step_only_what_came_since_counts(write):
     )
     assert ranking(path, least=60, fresh=True)["value"] == 2
     # 60 in 300 s are 2 in 10 s.
-    seen = ranking(path, since=10.0, least=60, fresh=True)
+    seen = ranking(path, ago=10.0, least=60, fresh=True)
     assert [row["name"] for row in seen["evidence"]["listed"]] == ["192.0.2.2", "192.0.2.4"]
     # The attack is over, and the log goes on.
     over = write(event("x", age=200), *[access("192.0.2.1")] * 60, event("x", age=5))
-    assert ranking(over, since=10.0, least=60, fresh=True)["value"] == 0
+    assert ranking(over, ago=10.0, least=60, fresh=True)["value"] == 0
     # A check that does not ask for it goes on looking at the whole window.
-    assert ranking(over, since=10.0, least=60)["value"] == 1
+    assert ranking(over, ago=10.0, least=60)["value"] == 1
+
+
+def test_ranking_of_what_came_after(write):
+    """Of what is over nothing counts, neither for the number nor for what is usual."""
+
+    def lines(age, client, *more):
+        return [event("x", age=age), *[access(client)] * 9, *more]
+
+    cut = 'INFO: "DELETE /keys/1" 204'
+    start = "INFO: Started server process"
+    since = r'"DELETE [^"]*" 204(?:[\s\S]*Started server process)?'
+
+    def names(*parts):
+        seen = ranking(write(*(line for part in parts for line in part)), since=since, least=2)
+        return [row["name"] for row in seen["evidence"]["listed"]]
+
+    assert names(lines(200, "192.0.2.1"), lines(90, "192.0.2.2")) == ["192.0.2.1", "192.0.2.2"]
+    # A start alone ends nothing.
+    assert names(lines(200, "192.0.2.1", start), lines(90, "192.0.2.2")) == ["192.0.2.1", "192.0.2.2"]
+    assert names(lines(200, "192.0.2.1", cut), lines(90, "192.0.2.2")) == ["192.0.2.2"]
+    assert names(lines(200, "192.0.2.1", cut), lines(90, "192.0.2.2", start), lines(9, "192.0.2.3")) == ["192.0.2.3"]
 
 
 def test_who_has_stopped_is_not_listed(write):
