@@ -42,8 +42,8 @@ def plan_with(folder: str | None, plan_id: str) -> dict[str, t.Any] | None:
 
 
 def write_plan(path: str | None, plan: t.Mapping[str, t.Any]) -> None:
-    """The plan, as `-e @` may read it: a variable named hosts is not allowed, and the steps say which they are."""
-    write(path, {name: value for name, value in plan.items() if name != "hosts"})
+    """The plan. One with lists is read by `-e @`, which warns of a variable named hosts; its steps say which they are."""
+    write(path, {name: value for name, value in plan.items() if name != "hosts" or "runbook_frozen" not in plan})
 
 
 def read(path: str) -> dict[str, t.Any] | None:

@@ -72,13 +72,15 @@ def test_plan_is_found_by_its_id_of_whichever_runbook(tmp_path):
     for runbook, name in (("a", "1"), ("b", "2")):
         plan = {"id": name, "runbook": runbook, "hosts": ["v1"], "steps": [{"host": "v1"}, {"host": "v1"}]}
         reports.write_plan(reports.plan_path(str(folder), runbook), plan)
-        # -e @ reads it, and Ansible warns of a variable with this name.
-        assert "hosts" not in reports.read(reports.plan_path(str(folder), runbook))
+        assert reports.read(reports.plan_path(str(folder), runbook)) == plan
     reports.write(reports.host_path(str(folder), "a", "v1"), {"id": "3"})
     (folder / "a" / "c").mkdir()
     (folder / "d").mkdir()
     (folder / "d" / "plan.json").write_text("{")
     assert reports.plan_with(str(folder), "2")["runbook"] == "b"
+    # -e @ reads it, and Ansible warns of a variable named hosts.
+    reports.write_plan(reports.plan_path(str(folder), "b"), {**plan, "runbook_frozen": {"block": {}}})
+    assert "hosts" not in reports.read(reports.plan_path(str(folder), "b"))
     assert reports.plan_with(str(folder), "2")["hosts"] == ["v1"]
     assert reports.plan_with(str(folder), "3") is None
     assert reports.plan_with(str(tmp_path / "none"), "2") is None
