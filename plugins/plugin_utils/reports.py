@@ -42,7 +42,7 @@ def plan_with(folder: str | None, plan_id: str) -> dict[str, t.Any] | None:
 
 
 def write_plan(path: str | None, plan: t.Mapping[str, t.Any]) -> None:
-    """The plan. One with lists is read by `-e @`, which warns of a variable named hosts; its steps say which they are."""
+    """The plan. One with lists is read by `-e @`, which warns of a variable named hosts; its steps say which."""
     write(path, {name: value for name, value in plan.items() if name != "hosts" or "runbook_frozen" not in plan})
 
 
