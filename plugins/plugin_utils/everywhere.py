@@ -165,7 +165,7 @@ def _filled(step: Step, rows: list[Row], left_out: list[Row], wrong: str | None)
         notes.append(_left(left_out))
     texts = {
         "addresses": f"{', '.join(said)}{more}" if rows else "no address",
-        "count": str(len(rows)),
+        "count": f"{len(rows)} address{'es' if len(rows) > 1 else ''}",
         "notes": " ".join(notes),
     }
     params = {**step["params"], **dict.fromkeys(step["lists"], names)}

@@ -79,7 +79,9 @@ def test_who_attacks_one_host_is_blocked_on_all():
     for one in steps:
         # Written in two ways, it is one address.
         assert one["params"]["addresses"] == ["2001:db8::1", "192.0.2.1"]
-        assert one["preview"].startswith("Block 2: 2001:db8::1 (11, 2 answered well), 192.0.2.1 (5, 0 answered well).")
+        assert one["preview"].startswith(
+            "Block 2 addresses: 2001:db8::1 (11, 2 answered well), 192.0.2.1 (5, 0 answered well)."
+        )
         assert one["by_hand"] == ["nft add 2001:db8::1 (11, 2 answered well), 192.0.2.1 (5, 0 answered well)"]
         assert one["problem"] is None
     # A host that has found nothing is not judged by it.
@@ -137,7 +139,7 @@ def test_a_list_of_the_operator_is_taken_or_refused_whole():
     found = [row("192.0.2.9", 50)]
     steps = merged({"a": step("a", found, addresses=["198.51.100.7", " 198.51.100.0/28"])})
     assert steps[0]["params"]["addresses"] == ["198.51.100.7", "198.51.100.0/28"]
-    assert steps[0]["preview"].startswith("Block 2: 198.51.100.7, 198.51.100.0/28.")
+    assert steps[0]["preview"].startswith("Block 2 addresses: 198.51.100.7, 198.51.100.0/28.")
     refused = merged({"a": step("a", addresses=["198.51.100.7", "10.1.1.1"])})[0]
     assert refused["problem"] == (
         "10.1.1.1 must not be blocked: it is in 10.0.0.0/8, a private range; leave it out, or set "
