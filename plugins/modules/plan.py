@@ -96,6 +96,16 @@ run_id:
   description: The id of the records of this run.
   type: str
   returned: when something was to be decided
+at_once:
+  description: The hosts on which steps are carried out that are for all hosts at once.
+  type: list
+  elements: str
+  returned: when remediation was to be decided
+one_by_one:
+  description: The hosts that are changed one after the other.
+  type: list
+  elements: str
+  returned: when something was to be decided
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -107,6 +117,7 @@ def main() -> None:
             "runbook": {"type": "str", "required": True},
             "mode": {"type": "str", "choices": ["propose", "decide"], "default": "propose"},
             "steps": {"type": "list", "elements": "str", "default": []},
+            "frozen": {"type": "dict", "default": {}},
             "report_dir": {"type": "str"},
             "record_dir": {"type": "str"},
             "record_key_file": {"type": "path", "no_log": False},
