@@ -126,6 +126,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.oncall.runbooks.plugins.module_utils import clock, evidence, remediation
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Refused
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
+from ansible_collections.oncall.runbooks.plugins.module_utils.registry import PROBES
 from ansible_collections.oncall.runbooks.plugins.module_utils.run_probes import one_look
 
 
@@ -180,7 +181,7 @@ def _carry_out(options: dict[str, t.Any], state: remediation.StateDir, context: 
             step = _step(record, options["step"])
             # What is compared is looked at as it was before: the variables that say where may be others by now.
             looks = (step.get("looks") if options["into"] == "restored" else None) or options["looks"]
-            found = {name: one_look(context, source, {"id": name}) for name, source in looks.items()}
+            found = {name: one_look(context, _whole(source), {"id": name}) for name, source in looks.items()}
             was = step.get("before") or {}
             if options["into"] == "before" and not was:
                 _require_seen(step, found)
@@ -214,6 +215,12 @@ def _carry_out(options: dict[str, t.Any], state: remediation.StateDir, context: 
     for line in options["lines"]:
         state.add_line(line)
     return {"record": record, "went_on": went_on, "private": state.private(record["id"]), "seen": seen}
+
+
+def _whole(source: dict[str, t.Any]) -> dict[str, t.Any]:
+    """The source with what an older version, which wrote it into a record, did not know."""
+    spec = PROBES[source["probe"]].SPEC
+    return {**{name: option.get("default") for name, option in spec.items()}, **source}
 
 
 def _require_seen(step: dict[str, t.Any], found: dict[str, dict[str, t.Any]]) -> None:

@@ -37,10 +37,8 @@ def carried_out(state, new_state, into=None, **looks):
 
 
 def setting(path, name="TIER"):
-    return {
-        "probe": "setting", "path": str(path), "name": name, "dotenv": None, "port": None, "placeholders": [],
-        "default": None, "at_most": None,
-    }  # fmt: skip
+    """As the record of an older version has it: without the options that came later."""
+    return {"probe": "setting", "path": str(path), "name": name}
 
 
 def test_what_was_there_before_is_kept(state, tmp_path):
