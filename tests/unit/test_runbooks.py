@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from pathlib import Path
 
@@ -32,11 +33,21 @@ FILES = [path for path in RUNBOOKS if path.stem != "main"]
 ONLY_DIAGNOSE = ("health_check",)
 
 
+@functools.cache
+def _parsed(path: Path):
+    return yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
+
+
+def parsed(path: Path):
+    """A file's data; each is read by nearly every test."""
+    return copy.deepcopy(_parsed(path))
+
+
 def load(path: Path):
     """The checks, causes and steps, with what they take from the service, and what a source is like in its place."""
-    data = yaml.safe_load(path.read_text())
-    service = yaml.safe_load((ROLES / path.stem / "vars/main.yml").read_text())
-    engine = yaml.safe_load((ROLES / "runbook/vars/main.yml").read_text())
+    data = parsed(path)
+    service = parsed(ROLES / path.stem / "vars/main.yml")
+    engine = parsed(ROLES / "runbook/vars/main.yml")
     runbook = path.parts[-3]
     parts = [
         copy.deepcopy(
@@ -59,10 +70,10 @@ def load(path: Path):
 
 
 def operations(path: Path):
-    engine = yaml.safe_load((ROLES / "runbook/vars/main.yml").read_text())["__runbook_operations"]
+    engine = parsed(ROLES / "runbook/vars/main.yml")["__runbook_operations"]
     return {
         **engine,
-        **yaml.safe_load((ROLES / path.stem / "vars/main.yml").read_text())[f"{path.stem}_operations"],
+        **parsed(ROLES / path.stem / "vars/main.yml")[f"{path.stem}_operations"],
     }
 
 
@@ -72,8 +83,8 @@ def test_there_are_runbooks():
 
 @pytest.mark.parametrize("service", sorted({path.stem for path in FILES}))
 def test_every_label_of_a_service_says_who_responds(service):
-    data = yaml.safe_load((ROLES / service / "vars/main.yml").read_text())
-    defaults = yaml.safe_load((ROLES / service / "defaults/main.yml").read_text())
+    data = parsed(ROLES / service / "vars/main.yml")
+    defaults = parsed(ROLES / service / "defaults/main.yml")
     severities = defaults[f"{service}_severities"]
     table = validate_escalation(data[f"{service}_escalation"], severities)
     assert list(table) == list(severities)
@@ -89,7 +100,7 @@ def test_every_label_of_a_service_says_who_responds(service):
 
 def test_a_service_has_nothing_that_no_runbook_takes():
     for service in {path.stem for path in FILES}:
-        data = yaml.safe_load((ROLES / service / "vars/main.yml").read_text())
+        data = parsed(ROLES / service / "vars/main.yml")
         for kind in ("checks", "causes", "steps"):
             shared = {item["id"] for item in data[f"{service}_{kind}"]}
             taken = {
@@ -127,7 +138,7 @@ class TestRunbook:
 
     def test_its_line_names_checks(self, path):
         checks, _causes, _steps = load(path)
-        line = yaml.safe_load(path.read_text()).get(f"{path.parts[-3]}_line")
+        line = parsed(path).get(f"{path.parts[-3]}_line")
         named = re.findall(r"\$\{?(\w+)", line or "")
         assert set(named) <= {check["id"] for check in checks}
         assert line is None or named
@@ -173,7 +184,7 @@ class TestRunbook:
     def test_variables_are_documented(self, path):
         """Every variable of the runbook that the checks use is a default of the role, and in its argument specs."""
         role = path.parents[1]
-        defaults = set(yaml.safe_load((role / "defaults/main.yml").read_text()))
+        defaults = set(parsed(role / "defaults/main.yml"))
         spec = (role / "meta/argument_specs.yml").read_text()
         runbook = role.name
         mentioned = set(re.findall(rf"\b({runbook}_\w+)", path.read_text()))
@@ -186,7 +197,7 @@ class TestRunbook:
     def test_steps_are_operations_that_can_be_carried_out(self, path):
         _checks, _causes, steps = load(path)
         known = operations(path)
-        own = yaml.safe_load((ROLES / path.stem / "vars/main.yml").read_text())[f"{path.stem}_operations"]
+        own = parsed(ROLES / path.stem / "vars/main.yml")[f"{path.stem}_operations"]
         assert steps or path.parts[-3] in ONLY_DIAGNOSE
         for step in steps:
             assert set(step) <= set(STEP_SPEC), step["id"]
@@ -194,7 +205,7 @@ class TestRunbook:
             assert set(operation) <= set(OPERATION_SPEC), step["operation"]
             # What is no service's own is the engine's.
             role = ROLES / (path.stem if step["operation"] in own else "runbook")
-            specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]
+            specs = parsed(role / "meta/argument_specs.yml")["argument_specs"]
             entries = [step["operation"]]
             # Whatever does not say why it cannot be undone has to have a way.
             if not operation.get("irreversible"):
@@ -206,12 +217,9 @@ class TestRunbook:
 
     def test_checks_suggest_steps(self, path):
         checks, _causes, steps = load(path)
-        service = {
-            step["id"]
-            for step in yaml.safe_load((ROLES / path.stem / "vars/main.yml").read_text())[f"{path.stem}_steps"]
-        }
+        service = {step["id"] for step in parsed(ROLES / path.stem / "vars/main.yml")[f"{path.stem}_steps"]}
         names = {step["id"] for step in steps}
-        own = {check["id"] for check in yaml.safe_load(path.read_text())[f"{path.parts[-3]}_checks"] if "id" in check}
+        own = {check["id"] for check in parsed(path)[f"{path.parts[-3]}_checks"] if "id" in check}
         if path.parts[-3] in ONLY_DIAGNOSE:
             # What it proposes would be nothing that it can do.
             assert not steps
