@@ -22,11 +22,33 @@ from tests.integration.playbook_helpers import REPOSITORY
 
 PROGRAMS = ("ip", "nft", "ipset", "iptables", "conntrack", "sshd")
 SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-MISSING = [name for name in PROGRAMS if not shutil.which(name, path=SBIN)]
-takes_a_network = pytest.mark.skipif(
-    os.geteuid() != 0 or bool(MISSING),
-    reason=f"takes root and network namespaces{', and not here: ' + ', '.join(MISSING) if MISSING else ''}",
-)
+
+
+def _why_not() -> str:
+    """Why there can be no network of a test's own here; empty where there can."""
+    missing = [name for name in PROGRAMS if not shutil.which(name, path=SBIN)]
+    if os.geteuid() != 0 or missing:
+        return f"takes root and network namespaces{', and not here: ' + ', '.join(missing) if missing else ''}"
+    name, environment = f"oncall-{os.getpid()}", {**os.environ, "PATH": SBIN}
+    try:
+        for command in (["add", name], ["exec", name, "nft", "list", "tables"]):
+            done = subprocess.run(
+                ["ip", "netns", *command],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+                env=environment,
+            )
+            if done.returncode:
+                return f"takes network namespaces with nftables, and here: {' '.join(done.stderr.split())}"
+    finally:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False, env=environment)
+    return ""
+
+
+WHY_NOT = _why_not()
+takes_a_network = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 PATIENCE = 30.0
 COUNTER = itertools.count()
 
