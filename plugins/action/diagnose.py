@@ -112,36 +112,25 @@ class ActionModule(ActionBase):
         told = {name: looks[LOOK + name]["looks"][0] for name in looks_of} if not problem else {}
         # To a host that could not be looked at nothing is done.
         narrowed: tuple[list[str], ...] = ([], args["steps"])
+
+        def described(step: t.Mapping[str, t.Any], because: list[str]) -> planning.Step:
+            operation = operations[step["id"]]
+            return planning.step(
+                host,
+                operation["role"],
+                step,
+                self._spelled_out(operation, step, variables),
+                because,
+                _own(told, step["id"]),
+                _targets(operation, step["id"], looks_of),
+            )
+
         found, proposed = [
-            [
-                planning.step(
-                    host,
-                    operations[step["id"]]["role"],
-                    step,
-                    self._spelled_out(operations[step["id"]], step, variables),
-                    because,
-                    _own(told, step["id"]),
-                    _targets(operations[step["id"]], step["id"], looks_of),
-                )
-                for step, because in planning.candidates(steps, findings, only)
-                if not problem
-            ]
+            [described(step, because) for step, because in planning.candidates(steps, findings, only) if not problem]
             for only in narrowed
         ]
         # What all hosts do at once, each of them would do, whether or not it has found anything itself.
-        fleet = [
-            planning.step(
-                host,
-                operations[step["id"]]["role"],
-                step,
-                self._spelled_out(operations[step["id"]], step, variables),
-                [],
-                _own(told, step["id"]),
-                _targets(operations[step["id"]], step["id"], looks_of),
-            )
-            for step in steps
-            if step["everywhere"] and not problem
-        ]
+        fleet = [described(step, []) for step in steps if step["everywhere"] and not problem]
         if fleet:
             # Who runs this may be among who asks for what is refused, as a check that nobody has given a key does.
             own = own_addresses(str(self._play_context.remote_addr or ""))
@@ -400,7 +389,7 @@ class ActionModule(ActionBase):
                         problems[name] = str(error)
                 # An empty API key means that the instance wants none; an empty header would be sent.
                 problem = problems.get(name) or (
-                    f"The secret {name} is empty." if not values[name] and name != api_key else None
+                    f"The secret {name}{diagnosing.NOT_GIVEN}" if not values[name] and name != api_key else None
                 )
                 if problem:
                     source["problem"] = problem

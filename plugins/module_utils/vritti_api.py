@@ -25,6 +25,16 @@ def check_customer(customer: str) -> None:
         raise ValueError(f"customer is {customer!r}; an id has 3 to 50 lower case letters, digits and hyphens")
 
 
+def check_options(url: str, admin_api_key: str, customer: str, timeout: float) -> None:
+    """Raise ValueError with a sentence for what the types of these, which several modules have, cannot say."""
+    http_client.check_url(url)
+    check_customer(customer)
+    if timeout <= 0:
+        raise ValueError(f"timeout is {timeout:g}; it is a number of seconds above 0")
+    if not admin_api_key:
+        raise ValueError("admin_api_key is empty; give Vritti's admin key, from a vault")
+
+
 class Failed(Exception):
     """A request that was not answered as it should be; the message is one sentence."""
 

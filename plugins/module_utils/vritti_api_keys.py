@@ -23,7 +23,6 @@ from datetime import datetime, timezone
 
 from ansible_collections.oncall.runbooks.plugins.module_utils import (
     durable,
-    http_client,
     procfs,
     vritti_api,
     vritti_customers,
@@ -69,12 +68,7 @@ class Options:
 
     def validate(self) -> None:
         """Raise ValueError with a sentence for what the types cannot say."""
-        http_client.check_url(self.url)
-        vritti_api.check_customer(self.customer)
-        if self.timeout <= 0:
-            raise ValueError(f"timeout is {self.timeout:g}; it is a number of seconds above 0")
-        if not self.admin_api_key:
-            raise ValueError("admin_api_key is empty; give Vritti's admin key, from a vault")
+        vritti_api.check_options(self.url, self.admin_api_key, self.customer, self.timeout)
         if not self.revoke or (ALL in self.revoke and len(self.revoke) > 1):
             raise ValueError("revoke is a list of keys' ids, or all alone; a rotation that revokes nothing is none")
         for key_id in self.revoke:

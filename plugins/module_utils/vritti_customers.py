@@ -51,12 +51,7 @@ class Options:
 
     def validate(self) -> None:
         """Raise ValueError with a sentence for what the types cannot say."""
-        http_client.check_url(self.url)
-        vritti_api.check_customer(self.customer)
-        if self.timeout <= 0:
-            raise ValueError(f"timeout is {self.timeout:g}; it is a number of seconds above 0")
-        if not self.admin_api_key:
-            raise ValueError("admin_api_key is empty; give Vritti's admin key, from a vault")
+        vritti_api.check_options(self.url, self.admin_api_key, self.customer, self.timeout)
         if self.monthly_credit_limit is not None and self.monthly_credit_limit < 0:
             raise ValueError(f"monthly_credit_limit is {self.monthly_credit_limit}; it is a number from 0")
         if self.receipt and not (self.reset_usage or self.restore_usage):

@@ -51,7 +51,7 @@ def merge(
             if given:
                 rows, problem = _named(given, each)
             elif name in frozen:
-                rows, left_out = _frozen(frozen[name])
+                rows, left_out = [list(frozen[name].get(key) or []) for key in ("listed", "left_out")]
             else:
                 rows, left_out = _judged(asked, each)
         except Refused as error:
@@ -80,12 +80,6 @@ def _add(rows: dict[str, Row], row: t.Mapping[str, t.Any]) -> None:
 
 def _ranked(rows: t.Mapping[str, Row]) -> list[Row]:
     return sorted(rows.values(), key=lambda row: (-row["count"], row["name"]))
-
-
-def _frozen(data: t.Any) -> tuple[list[Row], list[Row]]:
-    """What an approved plan lists, as far as it is what we would have written."""
-    rows = [dict(row) for row in data.get("listed") or []]
-    return rows, [dict(row) for row in data.get("left_out") or []]
 
 
 def _given(asked: t.Mapping[str, Step]) -> list[str]:
@@ -155,18 +149,16 @@ def _filled(step: Step, rows: list[Row], left_out: list[Row], wrong: str | None)
     said = [_told(row) for row in rows[:NAMED]]
     more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
     flagged = [row["name"] for row in rows if row.get("succeeded", 0) >= max(1, row.get("count", 0))]
-    notes = []
-    if flagged:
-        notes.append(
-            f"Much of what comes from {_some(flagged)} is answered well: a proxy or a NAT with others behind it would "
-            "be blocked whole."
-        )
-    if left_out:
-        notes.append(_left(left_out))
+    beware = (
+        f"Much of what comes from {_some(flagged)} is answered well: a proxy or a NAT with others behind it would be "
+        "blocked whole."
+        if flagged
+        else ""
+    )
     texts = {
         "addresses": f"{', '.join(said)}{more}" if rows else "no address",
         "count": f"{len(rows)} address{'es' if len(rows) > 1 else ''}",
-        "notes": " ".join(notes),
+        "notes": " ".join(filter(None, (beware, _left(left_out)))),
     }
     params = {**step["params"], **dict.fromkeys(step["lists"], names)}
     about = {**step["identity"]["params"], **dict.fromkeys(step["lists"], sorted(names))}

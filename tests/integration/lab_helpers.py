@@ -6,11 +6,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,15 @@ def processes_of(data_dir: Path) -> list[int]:
         if str(data_dir).encode() in named:
             found.append(int(entry.name))
     return found
+
+
+def query(lab: RunningLab, statement: str, *values: Any) -> list[Any]:
+    """What Vritti's database says, as it is written to."""
+    path = lab.inventory["vritti_customers_db"]
+    with closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
+        return connection.execute(statement, values).fetchall()
+
+
+def is_head(lab: RunningLab) -> bool:
+    """Whether it is the later line of Vritti."""
+    return bool(query(lab, "SELECT 1 FROM sqlite_master WHERE name = 'doc_id_counters'"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import sqlite3
 import stat
 import sys
 import threading
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.lab_helpers import RunningLab, running_lab
+from tests.integration.lab_helpers import RunningLab, is_head, query, running_lab
 from tests.integration.playbook_helpers import Operator, Run, ansible
 
 RUNBOOK = "api_key_compromise"
@@ -40,16 +39,6 @@ def operator(lab: RunningLab, tmp_path: Path) -> Operator:
 
 
 with_head = pytest.mark.parametrize("lab", ["head"], indirect=True)
-
-
-def query(lab: RunningLab, statement: str, *values: Any) -> list[Any]:
-    path = lab.inventory["vritti_customers_db"]
-    with closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
-        return connection.execute(statement, values).fetchall()
-
-
-def is_head(lab: RunningLab) -> bool:
-    return bool(query(lab, "SELECT 1 FROM sqlite_master WHERE name = 'doc_id_counters'"))
 
 
 def active_keys(lab: RunningLab, name: str) -> set[str]:

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.lab_helpers import RunningLab, running_lab
+from tests.integration.lab_helpers import RunningLab, is_head, query, running_lab
 from tests.integration.playbook_helpers import Operator, Run, ansible, hashes
 
 RUNBOOK = "customer_quota_exceeded"
@@ -35,16 +33,6 @@ def operator(lab: RunningLab, tmp_path: Path) -> Operator:
 # What is the same for both lines, or shows in one of them only.
 with_head = pytest.mark.parametrize("lab", ["head"], indirect=True)
 with_metrics = pytest.mark.parametrize("lab", ["v0.1.0"], indirect=True)
-
-
-def query(lab: RunningLab, statement: str, *values: Any) -> list[Any]:
-    path = lab.inventory["vritti_customers_db"]
-    with closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as connection:
-        return connection.execute(statement, values).fetchall()
-
-
-def is_head(lab: RunningLab) -> bool:
-    return bool(query(lab, "SELECT 1 FROM sqlite_master WHERE name = 'doc_id_counters'"))
 
 
 def customer(lab: RunningLab, name: str) -> tuple[str, str, int, int]:
