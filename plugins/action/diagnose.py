@@ -20,7 +20,7 @@ from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mas
 from ansible_collections.oncall.runbooks.plugins.module_utils.probes.http import secret_of
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import checks as checking
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import diagnosis as diagnosing
-from ansible_collections.oncall.runbooks.plugins.plugin_utils import everywhere, planning, recording, reports
+from ansible_collections.oncall.runbooks.plugins.plugin_utils import everywhere, planning, recording, reports, triage
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.controller import own_addresses
 
 CALLBACK = "oncall.runbooks.oncall"
@@ -45,6 +45,8 @@ class Book(t.NamedTuple):
     steps: list[t.Any]
     # Where the output has one line per host: what it shows.
     line: str
+    # Runbooks whose checks it takes together.
+    runbooks: list[str]
 
 
 class ActionModule(ActionBase):
@@ -69,27 +71,22 @@ class ActionModule(ActionBase):
             )
         book = self._read(args, variables)
         host = str(variables.get("inventory_hostname", ""))
-        checks, bad = checking.validate_checks(book.checks, args["severities"])
-        mistakes = [why for _name, _title, why in bad]
+        mistakes: list[str] = []
+        parts = self._parts(book, args, mistakes)
+        checks = [check for part in parts for check in part.checks]
+        bad = [item for part in parts for item in part.bad]
         if not checks and not bad:
             raise AnsibleActionFail(
                 f"{args['runbook']} has no checks for {args['service']}: there is nothing to diagnose."
             )
-        names = {check["id"] for check in checks}
-        try:
-            causes = checking.validate_causes(book.causes, names | {name for name, _title, _why in bad})
-        except checking.Wrong as error:
-            causes = []
-            mistakes.append(f"The causes of {args['runbook']} are wrong: {error}.")
-        # A cause that rests on a wrong check cannot be established.
-        causes = [cause for cause in causes if names.issuperset(cause["breach"] + cause["ok"] + cause["fresh"])]
         escalation, contacts = _people(args, mistakes)
         steps, operations, looks_of = self._steps(book, args, checks, mistakes, variables)
         strange = planning.unknown_steps(steps, args["steps"], args["runbook"])
         if strange:
             raise AnsibleActionFail(strange)
 
-        wanted = [*checks, *_as_checks(looks_of)]
+        same = triage.alike(checks)
+        wanted = [*triage.wanted(checks, same), *_as_checks(looks_of)]
         secrets = self._secrets(wanted)
         began, started_at = time.monotonic(), _now()
         seen = self._look(wanted, args, secrets, variables)
@@ -101,7 +98,7 @@ class ActionModule(ActionBase):
             # What cannot be looked at is not known, also where silence would be the incident.
             checks = [{**check, "on_no_data": "unknown", "next_step": ""} for check in checks]
         else:
-            looks = seen["looks"]
+            looks = {**seen["looks"], **triage.spread(checks, same, seen["looks"])}
 
         changing = bool({"remediate", "rollback"} & set(variables.get("ansible_run_tags") or ()))
         path = _report_path(args["report_dir"], args["runbook"], host)
@@ -109,7 +106,14 @@ class ActionModule(ActionBase):
         _withhold(checks, findings)
         diagnosing.page(findings, escalation)
         status, severity, label = diagnosing.overall(findings)
-        told = {name: looks[LOOK + name]["looks"][0] for name in looks_of} if not problem else {}
+        told = (
+            {
+                name: diagnosing.settled(source, looks[LOOK + name]["looks"][0], _search)
+                for name, source in looks_of.items()
+            }
+            if not problem
+            else {}
+        )
         # To a host that could not be looked at nothing is done.
         narrowed: tuple[list[str], ...] = ([], args["steps"])
 
@@ -164,10 +168,18 @@ class ActionModule(ActionBase):
             "severity": severity,
             "label": label,
             "escalation": diagnosing.escalation(findings, escalation, contacts),
-            "summary": f"It could not be looked at: {problem}" if problem else diagnosing.summarise(findings, causes),
+            "summary": f"It could not be looked at: {problem}" if problem else "",
             "findings": findings,
             "plan": plan,
         }
+        if book.runbooks:
+            diagnosis["runbooks"] = [] if problem else triage.rank(parts, findings, same)
+        if not problem:
+            diagnosis["summary"] = (
+                triage.summarise(diagnosis["runbooks"], findings)
+                if book.runbooks
+                else diagnosing.summarise(findings, parts[0].causes)
+            )
         if book.line:
             diagnosis["line"] = "" if problem else diagnosing.line(book.line, findings)
         hidden = [value for value in secrets.values() if len(value) >= SHORTEST_SECRET]
@@ -248,12 +260,11 @@ class ActionModule(ActionBase):
     def _read(self, args: dict[str, t.Any], variables: t.Mapping[str, t.Any]) -> Book:
         """The runbook's data, templated one by one: a broken one becomes its own mistake."""
         if not args["file"]:
-            return Book(args["checks"], args["causes"], [], "")
+            return Book(args["checks"], args["causes"], [], "", [])
         name, service = args["runbook"], args["service"]
-        try:
-            data = self._loader.load_from_file(args["file"], trusted_as_template=True)
-        except AnsibleError as error:
-            raise AnsibleActionFail(f"The checks in {args['file']} cannot be read: {_sentence(str(error))}") from None
+        data = self._loaded(args["file"])
+        if isinstance(data, dict) and isinstance(data.get(f"{name}_runbooks"), list):
+            return Book(args["checks"], args["causes"], [], "", [str(one) for one in data[f"{name}_runbooks"]])
         if not isinstance(data, dict) or not isinstance(data.get(f"{name}_checks"), (list, str)):
             raise AnsibleActionFail(f"The file {args['file']} has no list {name}_checks.")
         parts = {}
@@ -267,7 +278,32 @@ class ActionModule(ActionBase):
             [*args["causes"], *map(self._template, parts["causes"])],
             list(map(self._template, parts["steps"])),
             str(self._template(data.get(f"{name}_line") or "")),
+            [],
         )
+
+    def _loaded(self, path: str) -> t.Any:
+        try:
+            return self._loader.load_from_file(path, trusted_as_template=True)
+        except AnsibleError as error:
+            raise AnsibleActionFail(f"The checks in {path} cannot be read: {_sentence(str(error))}") from None
+
+    def _parts(self, book: Book, args: dict[str, t.Any], mistakes: list[str]) -> list[triage.Part]:
+        """The runbook's checks and causes; of one that takes others together, those of each of them."""
+        if not book.runbooks:
+            return [_part(args["runbook"], book, args["severities"], mistakes)]
+        roles = os.path.dirname(os.path.dirname(os.path.dirname(args["file"])))
+        defaults: dict[str, t.Any] = {}
+        for name in book.runbooks:
+            defaults.update(self._loaded(os.path.join(roles, name, "defaults", "main.yml")) or {})
+        # What an inventory says goes before the defaults of roles that are not in this play.
+        variables = {**defaults, **self._templar.available_variables}
+        self._templar: t.Any = self._templar.copy_with_new_env(available_variables=variables)
+        parts = []
+        for name in book.runbooks:
+            own = {**args, "runbook": name, "file": os.path.join(roles, name, "vars", f"{args['service']}.yml")}
+            found = self._read({**own, "checks": [], "causes": []}, variables)
+            parts.append(triage.light(_part(name, found, args["severities"], mistakes)))
+        return parts
 
     def _steps(
         self,
@@ -462,6 +498,21 @@ def _evaluated(item: t.Any, templar: t.Any, known: dict[str, t.Any]) -> t.Any:
     if isinstance(item, (list, tuple)):
         return [_evaluated(value, templar, known) for value in item]
     return item
+
+
+def _part(runbook: str, book: Book, severities: t.Mapping[str, str], mistakes: list[str]) -> triage.Part:
+    """A runbook's usable checks, and the causes that rest on none of the others."""
+    checks, bad = checking.validate_checks(book.checks, severities)
+    mistakes += [why for _name, _title, why in bad]
+    names = {check["id"] for check in checks}
+    causes: list[dict[str, t.Any]] = []
+    try:
+        causes = checking.validate_causes(book.causes, names | {name for name, _title, _why in bad})
+    except checking.Wrong as error:
+        mistakes.append(f"The causes of {runbook} are wrong: {error}.")
+    # A cause that rests on a wrong check cannot be established.
+    causes = [cause for cause in causes if names.issuperset(cause["breach"] + cause["ok"] + cause["fresh"])]
+    return triage.Part(runbook, checks, bad, causes)
 
 
 def _people(args: t.Mapping[str, t.Any], mistakes: list[str]) -> tuple[dict[str, dict[str, t.Any]], dict[str, str]]:

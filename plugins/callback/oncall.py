@@ -31,7 +31,7 @@ from ansible import constants as C
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.utils.color import stringc
 
-from ansible_collections.oncall.runbooks.plugins.plugin_utils.command import again, not_repeated
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.command import again, not_repeated, onward
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import SCHEMA
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.planning import apply_options, of_host
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.render import WIDTH, overview, render
@@ -188,7 +188,7 @@ class CallbackModule(Default):
             remediate = again("remediate", apply_options(plan)) if plan else None
             if remediate and not_repeated():
                 remediate += f"  # and your -e for {', '.join(not_repeated())}"
-            lines = render(diagnosis, width, _paint, remediate)
+            lines = render(diagnosis, width, _paint, remediate, onward(diagnosis))
             self._display.display("\n".join(["", *lines] if len(ranked) > 1 else lines))
         reports = [report for _diagnosis, report in ranked if report]
         self._display.display("")

@@ -41,7 +41,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.oncall.runbooks.plugins.plugin_utils.command import again
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.command import again, onward
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import SCHEMA
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.planning import apply_options
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.render import WIDTH, render
@@ -53,7 +53,8 @@ def diagnosis_text(diagnosis: t.Any, width: int = WIDTH) -> list[str]:
             f"diagnosis_text takes a diagnosis with the schema {SCHEMA}, as oncall.runbooks.diagnose returns it."
         )
     plan = diagnosis.get("plan")
-    return render(diagnosis, width, remediate=again("remediate", apply_options(plan)) if plan else None)
+    remediate = again("remediate", apply_options(plan)) if plan else None
+    return render(diagnosis, width, remediate=remediate, onward=onward(diagnosis))
 
 
 class FilterModule:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import typing as t
 
@@ -19,19 +20,25 @@ PLAN_FILE = "plan.json"
 _OF_THE_RUN = ("runbook_plan", "runbook_steps", "runbook_max_risk", "runbook_rollback_id", "runbook_override")
 
 
-def again(tags: str, extra: t.Sequence[str] = ()) -> str | None:
-    """The ansible-playbook command of this run with other tags; None where there is no command line."""
+def again(tags: str, extra: t.Sequence[str] = (), instead: tuple[str, str] | None = None, host: str = "") -> str | None:
+    """The ansible-playbook command of this run with other tags; None where there is no command line.
+
+    `instead` is the name of one of its playbooks, and of the one beside it to run in its place; `host` the only one.
+    """
     arguments: t.Mapping[str, t.Any] = context.CLIARGS
     playbooks = arguments.get("args")
     if not playbooks:
         return None
+    if instead:
+        old, new = instead
+        playbooks = [re.sub(rf"(^|[/.]){re.escape(old)}(?=(\.ya?ml)?$)", rf"\g<1>{new}", str(one)) for one in playbooks]
     words = ["ansible-playbook", *(_short(str(name)) for name in playbooks), "--tags", tags]
     inventories = [str(source) for source in arguments.get("inventory") or ()]
     if inventories and inventories != [str(source) for source in C.DEFAULT_HOST_LIST]:
         for source in inventories:
             words += ["-i", _short(source)]
-    if arguments.get("subset"):
-        words += ["-l", str(arguments["subset"])]
+    if host or arguments.get("subset"):
+        words += ["-l", host or str(arguments["subset"])]
     for value in arguments.get("extra_vars") or ():
         # What an approved plan lists is of that run alone.
         if str(value).startswith("@") and os.path.basename(str(value)) != PLAN_FILE:
@@ -48,6 +55,14 @@ def again(tags: str, extra: t.Sequence[str] = ()) -> str | None:
         words.append("--ask-vault-pass")
     words += [f"@{_short(word[1:])}" if word.startswith("@") else word for word in extra]
     return " ".join(map(shlex.quote, words))
+
+
+def onward(diagnosis: t.Mapping[str, t.Any]) -> str | None:
+    """The command that runs what a triage says to run next."""
+    first = next((entry for entry in diagnosis.get("runbooks") or [] if entry["breaches"]), None)
+    if first is None:
+        return None
+    return again("diagnose", instead=(diagnosis["runbook"], first["runbook"]), host=diagnosis["host"])
 
 
 def not_repeated() -> list[str]:

@@ -9,6 +9,8 @@ import string
 import typing as t
 from datetime import UTC, datetime
 
+import yaml
+
 from ansible_collections.oncall.runbooks.plugins.module_utils import judge
 from ansible_collections.oncall.runbooks.plugins.module_utils.diagnose_spec import LEVELS
 from ansible_collections.oncall.runbooks.plugins.module_utils.loglines import seconds
@@ -64,17 +66,13 @@ def _choose(
     passed: list[dict[str, str]] = []
     absent = True
     forbidden = foreign = False
-    for source, look in zip(check["sources"], looks):
+    for source, seen in zip(check["sources"], looks):
         name = PROBES[source["probe"]].describe(source) if source.get("when", True) else source["probe"]
+        is_document = seen["outcome"] in ("json", "yaml")
+        look = settled(source, seen, search)
         outcome, value, reason = look["outcome"], look.get("value"), look.get("note") or ""
-        if outcome == "json":
-            try:
-                value = search(source["jmespath"], value)
-                if value is not None and source["scale"] != 1 and judge.number(value) is not None:
-                    value = t.cast(float, judge.number(value)) * source["scale"]
-                outcome, reason = "value", f"{source['jmespath']} gives nothing in its answer"
-            except ValueError as error:
-                outcome, reason = "no_answer", f"{source['jmespath']!r} is no JMESPath expression ({error})"
+        if is_document and outcome == "value":
+            reason = f"{source['jmespath']} gives nothing in its answer"
         if outcome == "value":
             least = check["min_samples"]
             if value is not None and (look.get("samples") is None or look["samples"] >= least):
@@ -99,6 +97,25 @@ def _choose(
         foreign = True
     status = "skipped" if absent and passed else "unknown" if foreign else "no data"
     raise _NoValue(status, "; ".join(reasons), passed)
+
+
+def settled(source: t.Mapping[str, t.Any], look: t.Mapping[str, t.Any], search: Search) -> dict[str, t.Any]:
+    """The look with a value, where it came as a document that JMESPath takes it from, here on the controller."""
+    outcome, value = look["outcome"], look.get("value")
+    if outcome not in ("json", "yaml"):
+        return dict(look)
+    try:
+        if outcome == "yaml":
+            value = yaml.safe_load(str(value))
+        value = search(source["jmespath"], value)
+        if value is not None and source["scale"] != 1 and judge.number(value) is not None:
+            value = t.cast(float, judge.number(value)) * source["scale"]
+        return {**look, "outcome": "value", "value": value}
+    except yaml.YAMLError as error:
+        why = f"it is no YAML ({' '.join(str(error).split())[:200]})"
+    except ValueError as error:
+        why = f"{source['jmespath']!r} is no JMESPath expression ({error})"
+    return {**look, "outcome": "no_answer", "value": None, "note": why}
 
 
 def _dispensable(look: t.Mapping[str, t.Any]) -> bool:

@@ -20,9 +20,16 @@ def plain(text: str, _kind: str) -> str:
 
 
 def render(
-    diagnosis: t.Mapping[str, t.Any], width: int = WIDTH, paint: Paint = plain, remediate: str | None = None
+    diagnosis: t.Mapping[str, t.Any],
+    width: int = WIDTH,
+    paint: Paint = plain,
+    remediate: str | None = None,
+    onward: str | None = None,
 ) -> list[str]:
-    """The lines to print for one host; `remediate` is the command that applies its plan."""
+    """The lines to print for one host.
+
+    `remediate` is the command that applies its plan, `onward` the one that runs what a triage says to run next.
+    """
     if "line" in diagnosis:
         return overview([diagnosis], width, paint)
     width = max(60, width)
@@ -42,6 +49,9 @@ def render(
     if remediate and diagnosis.get("plan"):
         # To be copied, so it is not wrapped.
         lines.append(f"  Remediate: {remediate}")
+    ranked = diagnosis.get("runbooks")
+    if ranked:
+        return lines + _ranked(diagnosis, width, paint, onward)
     cause = next_finding(diagnosis["findings"])
     if cause and cause["next_step"]:
         lines += textwrap.wrap(
@@ -75,6 +85,50 @@ def render(
             )
     if diagnosis.get("plan"):
         lines += ["", *plan_lines(diagnosis["plan"], width, diagnosis["findings"])]
+    return lines
+
+
+def _ranked(diagnosis: t.Mapping[str, t.Any], width: int, paint: Paint, onward: str | None) -> list[str]:
+    """What to run next, and then the runbooks that found something; those that found nothing else beside them."""
+    ranked = diagnosis["runbooks"]
+    wrong = [entry for entry in ranked if entry["breaches"]]
+    lines = []
+    if wrong:
+        # To be copied, so it is not wrapped.
+        lines.append(f"  Next: {onward or 'run ' + wrong[0]['runbook']}")
+    rows = [entry for entry in wrong if not entry["same_as"]]
+    if rows:
+        longest = max(len(entry["runbook"]) for entry in rows)
+        labels = max(6, *(len(entry["label"]) for entry in rows))
+        lines += ["", f"  {'STATUS':<{labels}}  {'RUNBOOK':<{longest}}  WHAT IT SAYS"]
+        for entry in rows:
+            left = f"  {entry['label']:<{labels}}  {entry['runbook']:<{longest}}  "
+            text = textwrap.wrap(entry["summary"], max(20, width - len(left) - 2))
+            same = [other["runbook"] for other in wrong if other["same_as"] == entry["runbook"]]
+            if same:
+                text += textwrap.wrap(f"(also seen by {', '.join(same)})", max(20, width - len(left) - 2))
+            painted = paint(f"{entry['label']:<{labels}}", entry["severity"])
+            lines.append(f"  {painted}  {entry['runbook']:<{longest}}  {text[0]}")
+            lines += [" " * len(left) + line for line in text[1:]]
+    lines += _people([diagnosis], width)
+    unseen = [item for item in diagnosis["findings"] if item["status"] == "unknown"]
+    reasons: dict[str, list[str]] = {}
+    for item in unseen:
+        reasons.setdefault(str(item["evidence"].get("reason", "")).rstrip("."), []).append(item["title"])
+    if reasons:
+        lines += ["", f"  Not known ({len(unseen)}):"]
+        for reason, titles in reasons.items():
+            named = ", ".join(dict.fromkeys(titles))
+            lines += textwrap.wrap(f"{named}: {reason}.", width - 4, initial_indent="    ", subsequent_indent="      ")
+    quiet = [entry["runbook"] for entry in ranked if entry["status"] == "healthy"]
+    if quiet:
+        lines += [
+            "",
+            *textwrap.wrap(
+                f"Nothing found by: {', '.join(quiet)}", width - 2, initial_indent="  ", subsequent_indent="    "
+            ),
+        ]
+    lines += _notes([item for item in diagnosis["findings"] if item["status"] == "breach"], width)
     return lines
 
 
