@@ -13,27 +13,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from lab import faults as catalogue
-from lab import pidfile
-from lab.faults import PROCESSES
-from lab.layout import DEFAULT_BASE_PORT, HOST, Layout, Options, Ports, claim, claim_free_ports
-from lab.vritti.settings import LINES
+from lab import pidfile, service
+from lab.layout import DEFAULT_BASE_PORT, HOST, Layout, Ports, claim, claim_free_ports
+from lab.service import Service
 
 _UP_SECONDS = 100.0
 _DOWN_SECONDS = 15.0
-_PORT_NAMES = {
-    "vritti": "Vritti",
-    "kyrodb_text": "the text KyroDB",
-    "kyrodb_text_http": "the text KyroDB's HTTP port",
-    "kyrodb_image": "the image KyroDB",
-    "kyrodb_image_http": "the image KyroDB's HTTP port",
-    "control": "the lab's control interface",
-}
-_HIGHEST_BASE_PORT = 65535 - 1052
 
 
 class LabError(Exception):
@@ -44,15 +35,20 @@ class LabError(Exception):
         self.status = status
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+def _parser(chosen: type[Service]) -> argparse.ArgumentParser:
+    """Of a lab of this service: its options are those of `up` and `install`."""
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument(
+        "--service", dest="which", choices=service.NAMES, default=chosen.name, help="whose lab (default: vritti)"
+    )
+    common = argparse.ArgumentParser(add_help=False, parents=[which])
     common.add_argument(
         "--data-dir",
         type=Path,
-        default=Path(os.environ.get("LAB_DIR") or ".lab"),
-        help="where the lab keeps its files (default: $LAB_DIR, else .lab)",
+        default=Path(os.environ.get("LAB_DIR") or _default_directory(chosen.name)),
+        help="where the lab keeps its files (default: $LAB_DIR, else .lab, or .lab/SERVICE of another than vritti)",
     )
-    parser = argparse.ArgumentParser(prog="lab", description="Stand-ins for Vritti and KyroDB with fault injection.")
+    parser = argparse.ArgumentParser(prog="lab", description="Stand-ins for the services with fault injection.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -62,17 +58,15 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument(
         "--base-port", type=int, default=DEFAULT_BASE_PORT, help="the first port (default: %(default)s; 0: any free)"
     )
-    up.add_argument("--vritti", choices=LINES, default=LINES[0], help="which Vritti (default: %(default)s)")
-    up.add_argument("--kyrodb-api-key", metavar="KEY", help="KyroDB asks for this key; Vritti never sends one")
-    up.add_argument("--kyrodb-tls", action="store_true", help="KyroDB's gRPC ports speak TLS")
+    chosen.add_version_argument(up)
+    chosen.add_arguments(up)
     up.add_argument(
         "--traffic",
         type=float,
-        default=10.0,
+        default=chosen.options_type.traffic,
         metavar="RPS",
-        help="customers' requests per second (default: %(default)s)",
+        help="clients' requests per second (default: %(default)s)",
     )
-    up.add_argument("--no-llm", action="store_true", help="start Vritti without an LLM key")
     command("down", "Stop the lab.")
     command("status", "Show the lab's processes and addresses.")
     command("faults", "Show the faults and which of them are active.")
@@ -85,15 +79,31 @@ def _parser() -> argparse.ArgumentParser:
     heal.add_argument("fault", nargs="?")
     for change in ("start", "stop", "restart"):
         changed = command(change, f"{change.capitalize()} one of the lab's processes.")
-        changed.add_argument("process", type=lambda name: name.replace("_", "-"), help=", ".join(PROCESSES))
-    install = commands.add_parser("install", help="Run the services as systemd units, at the runbooks' ports (root).")
+        names = ", ".join(chosen.all_processes())
+        changed.add_argument("process", type=lambda name: name.replace("_", "-"), help=names)
+    text = "Run the service as systemd units, at the runbooks' ports (root)."
+    install = commands.add_parser("install", help=text, description=text, parents=[which])
     install.add_argument("--prefix", type=Path, required=True, help="where the lab's code is, or is copied to")
-    install.add_argument("--user", required=True, help="who runs the services")
-    install.add_argument("--vritti", choices=LINES, default=LINES[0], help="which Vritti (default: %(default)s)")
+    install.add_argument("--user", required=True, help="who runs the service")
+    chosen.add_version_argument(install)
     supervise = commands.add_parser("supervise", parents=[common])
     supervise.add_argument("--options", required=True)
     supervise.add_argument("--control", required=True)
     return parser
+
+
+def _chosen(arguments: list[str]) -> type[Service]:
+    """The service that is meant: its options are not known before."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--service", choices=service.NAMES)
+    named = first.parse_known_args(arguments)[0].service
+    # A fault names its service as well.
+    of_fault = [word for word in arguments[1:2] if arguments[0] in ("break", "heal") and word in service.NAMES]
+    return service.find(named or next(iter(of_fault), service.NAMES[0]))
+
+
+def _default_directory(name: str) -> str:
+    return ".lab" if name == service.NAMES[0] else f".lab/{name}"
 
 
 def _call(layout: Layout, method: str, path: str) -> Any:
@@ -118,67 +128,59 @@ def _request(control_url: str, method: str, path: str) -> Any:
         raise LabError(f"The lab's control interface at {control_url} does not answer: {error}.") from error
 
 
-def _up(layout: Layout, arguments: argparse.Namespace) -> int:
+def _up(layout: Layout, chosen: type[Service], arguments: argparse.Namespace) -> int:
     if layout.is_locked():
+        status = _call(layout, "GET", "/status")
+        if status["service"] != chosen.name:
+            raise LabError(f"The lab on {layout.root} runs {status['service']}; choose another --data-dir.")
         print(f"The lab on {layout.root} already runs.")
-        _print_addresses(_call(layout, "GET", "/status"))
+        _print_addresses(status)
         return 0
     if arguments.traffic < 0:
         raise LabError("--traffic is a number of requests per second, 0 for none.", 2)
-    if not 0 <= arguments.base_port <= _HIGHEST_BASE_PORT:
-        raise LabError(f"--base-port is a number from 1 to {_HIGHEST_BASE_PORT}, or 0 for any free one.", 2)
+    highest = chosen.ports_type.highest_base()
+    if not 0 <= arguments.base_port <= highest:
+        raise LabError(f"--base-port is a number from 1 to {highest}, or 0 for any free one.", 2)
     _end_others(layout)
-    base_port, control = _claim_ports(arguments.base_port)
-    options = Options(
-        base_port=base_port,
-        vritti=arguments.vritti,
-        kyrodb_api_key=arguments.kyrodb_api_key,
-        kyrodb_tls=arguments.kyrodb_tls,
-        traffic=arguments.traffic,
-        llm=not arguments.no_llm,
-    )
+    base_port, control = _claim_ports(arguments.base_port, chosen.ports_type)
+    given = {each.name: getattr(arguments, each.name) for each in fields(chosen.options_type)}
+    options = chosen.options_type(**{**given, "base_port": base_port})
+    lab = chosen(layout.root, options)
     layout.root.mkdir(parents=True, exist_ok=True)
     # Of a lab that was killed: its supervisor's lock is gone, and with it all but what somebody else had started.
     layout.state.unlink(missing_ok=True)
     with control:
-        supervisor = _spawn_supervisor(layout, options, control)
-    status = _await_supervisor(layout, options, supervisor)
+        supervisor = _spawn_supervisor(lab, control)
+    status = _await_supervisor(lab, supervisor)
     if status["state"] == "failed":
         _down(layout)
         raise LabError(status["message"])
     _print_addresses(status)
-    return _up_status(status, options)
+    running = [name for name, process in status["processes"].items() if process["state"] == "running"]
+    return 0 if status["state"] == "ready" or lab.is_as_asked(running) else 1
 
 
-def _claim_ports(base: int) -> tuple[int, socket.socket]:
+def _claim_ports(base: int, kind: type[Ports]) -> tuple[int, socket.socket]:
     if base == 0:
-        return claim_free_ports()
-    control = claim(base)
+        return claim_free_ports(kind)
+    control = claim(base, kind)
     if control is None:
-        name, port = Ports.above(base).first_taken() or ("control", Ports.above(base).control)
-        raise LabError(f"Port {port} for {_PORT_NAMES[name]} is taken; choose another --base-port (0: any free).")
+        name, port = kind.above(base).first_taken() or ("control", kind.above(base).control)
+        title = kind.TITLES.get(name, "the lab's control interface")
+        raise LabError(f"Port {port} for {title} is taken; choose another --base-port (0: any free).")
     return base, control
 
 
-def _up_status(status: dict[str, Any], options: Options) -> int:
-    """0 also where Vritti cannot run because of what was asked for: then the rest of the lab is the point of it."""
-    others_run = all(
-        process["state"] == "running" for name, process in status["processes"].items() if name.startswith("kyrodb-")
-    )
-    asked_for = options.kyrodb_api_key is not None or not options.llm
-    return 0 if status["state"] == "ready" or (asked_for and others_run) else 1
-
-
-def _spawn_supervisor(layout: Layout, options: Options, control: socket.socket) -> subprocess.Popen[bytes]:
+def _spawn_supervisor(lab: Service, control: socket.socket) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")))
     )
     # The options may hold a key: they go through a pipe, not onto a command line that everybody can read.
     read_end, write_end = os.pipe()
-    argv = [sys.executable, "-m", "lab", "supervise", "--data-dir", str(layout.root), "--options", f"fd:{read_end}"]
-    argv += ["--control", f"fd:{control.fileno()}"]
-    with layout.supervisor_log.open("wb") as log:
+    argv = [sys.executable, "-m", "lab", "supervise", "--data-dir", str(lab.layout.root), "--service", lab.name]
+    argv += ["--options", f"fd:{read_end}", "--control", f"fd:{control.fileno()}"]
+    with lab.layout.supervisor_log.open("wb") as log:
         supervisor = subprocess.Popen(
             argv,
             env=environment,
@@ -190,16 +192,16 @@ def _spawn_supervisor(layout: Layout, options: Options, control: socket.socket) 
         )
     os.close(read_end)
     with os.fdopen(write_end, "w") as pipe:
-        json.dump(vars(options), pipe)
+        json.dump(vars(lab.options), pipe)
     return supervisor
 
 
-def _await_supervisor(layout: Layout, options: Options, supervisor: subprocess.Popen[bytes]) -> dict[str, Any]:
-    control_url = f"http://{HOST}:{Ports.above(options.base_port).control}"
+def _await_supervisor(lab: Service, supervisor: subprocess.Popen[bytes]) -> dict[str, Any]:
+    control_url = f"http://{HOST}:{lab.ports.control}"
     end = time.monotonic() + _UP_SECONDS
     while time.monotonic() < end:
         if supervisor.poll() is not None:
-            said = layout.supervisor_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            said = lab.layout.supervisor_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise LabError(said[-1] if said else f"The lab's supervisor ended with status {supervisor.returncode}.")
         try:
             status: dict[str, Any] = _request(control_url, "GET", "/status")
@@ -209,8 +211,8 @@ def _await_supervisor(layout: Layout, options: Options, supervisor: subprocess.P
         if status["state"] != "starting":
             return status
         time.sleep(0.05)
-    _down(layout)
-    raise LabError(f"The lab did not start within {_UP_SECONDS:.0f} seconds; see {layout.supervisor_log}.")
+    _down(lab.layout)
+    raise LabError(f"The lab did not start within {_UP_SECONDS:.0f} seconds; see {lab.layout.supervisor_log}.")
 
 
 def _down(layout: Layout) -> int:
@@ -243,15 +245,14 @@ def _end_others(layout: Layout) -> None:
     """What somebody else has started again does not end with the supervisor."""
     for path in layout.run.glob("*.pid"):
         pidfile.end(path, _DOWN_SECONDS)
+    for name in service.NAMES:
+        service.find(name).tidy(layout.root)
 
 
 def _print_addresses(status: dict[str, Any]) -> None:
-    ports = status["ports"]
     rows = [
-        ("Vritti " + status["options"]["vritti"], f"http://{HOST}:{ports['vritti']}"),
-        ("KyroDB text", f"{HOST}:{ports['kyrodb_text']} (HTTP {ports['kyrodb_text_http']})"),
-        ("KyroDB image", f"{HOST}:{ports['kyrodb_image']} (HTTP {ports['kyrodb_image_http']})"),
-        ("control", f"http://{HOST}:{ports['control']}"),
+        *status["addresses"],
+        ("control", f"http://{HOST}:{status['ports']['control']}"),
         ("inventory", status["inventory"]),
     ]
     for name, value in rows:
@@ -279,30 +280,33 @@ def _print_faults(faults: list[dict[str, Any]]) -> None:
         print(f"{fault['service']:<8} {fault['name']:<18} {active:<7} {fault['what']}")
 
 
-def _supervise(layout: Layout, source: str, control: str) -> int:
+def _supervise(layout: Layout, chosen: type[Service], source: str, control: str) -> int:
     from lab.supervisor import main as supervisor_main
 
     with os.fdopen(int(source.removeprefix("fd:"))) as pipe:
-        options = Options(**json.load(pipe))
+        options = chosen.options_type(**json.load(pipe))
     listening = socket.socket(fileno=int(control.removeprefix("fd:")))
     listening.set_inheritable(False)  # the port is free as soon as the supervisor has ended, whatever it has started
-    return supervisor_main(layout.root, options, listening)
+    return supervisor_main(chosen(layout.root, options), listening)
 
 
-def _install(arguments: argparse.Namespace) -> int:
+def _install(chosen: type[Service], arguments: argparse.Namespace) -> int:
     from lab.install import InstallError, install
 
     try:
-        print(install(arguments.prefix, arguments.user, arguments.vritti))
+        given = {
+            each.name: getattr(arguments, each.name) for each in fields(chosen.options_type) if each.name in arguments
+        }
+        print(install(chosen, arguments.prefix, arguments.user, chosen.options_type(**{**given, "traffic": 0.0})))
     except (InstallError, OSError) as error:
         raise LabError(str(error)) from error
     return 0
 
 
-def _set_flag(layout: Layout, service: str, name: str, amount: float | None) -> str:
+def _set_flag(layout: Layout, chosen: type[Service], of: str, name: str, amount: float | None) -> str:
     """A fault where systemd runs the services: one that they read from the fault file, nothing else."""
     try:
-        fault = catalogue.find(service, name)
+        fault = catalogue.find(chosen.faults, of, name)
         checked = catalogue.check_amount(fault, amount)
     except catalogue.UnknownFaultError as error:
         raise LabError(str(error), 2) from error
@@ -314,16 +318,16 @@ def _set_flag(layout: Layout, service: str, name: str, amount: float | None) -> 
     affected = pids if fault.cured_by_restart else dict.fromkeys(pids)
     active = {**catalogue.read_active(layout.faults), name: catalogue.Active(affected, checked)}
     catalogue.write_active(layout.faults, active)
-    return f"{service} {name}: {fault.what}."
+    return f"{of} {name}: {fault.what}."
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(chosen: type[Service], arguments: argparse.Namespace) -> int:
     if arguments.command == "install":
-        return _install(arguments)
+        return _install(chosen, arguments)
     layout = Layout(arguments.data_dir)
     match arguments.command:
         case "up":
-            return _up(layout, arguments)
+            return _up(layout, chosen, arguments)
         case "down":
             return _down(layout)
         case "status":
@@ -331,7 +335,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case "faults":
             _print_faults(_call(layout, "GET", "/faults"))
         case "break" if layout.is_installed():
-            print(_set_flag(layout, arguments.service, arguments.fault, arguments.amount))
+            print(_set_flag(layout, chosen, arguments.service, arguments.fault, arguments.amount))
         case "heal" if layout.is_installed():
             active = catalogue.read_active(layout.faults) if arguments.fault else {}
             active.pop(arguments.fault, None)
@@ -348,13 +352,14 @@ def _run(arguments: argparse.Namespace) -> int:
             path = f"/processes/{quote(arguments.process, safe='')}/{arguments.command}"
             print(_call(layout, "POST", path)["message"])
         case "supervise":
-            return _supervise(layout, arguments.options, arguments.control)
+            return _supervise(layout, chosen, arguments.options, arguments.control)
     return 0
 
 
 def main() -> int:
     try:
-        return _run(_parser().parse_args())
+        chosen = _chosen(sys.argv[1:])
+        return _run(chosen, _parser(chosen).parse_args())
     except LabError as error:
         print(error, file=sys.stderr)
         return error.status

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from lab.faults import UnknownFaultError
 from lab.httpd import LoopbackServer
+from lab.service import ChangeFailedError
 
 if TYPE_CHECKING:
     from lab.supervisor import Supervisor
@@ -51,7 +52,7 @@ def _route(supervisor: Supervisor, method: str, path: list[str], query: str) -> 
 
 
 def build_control_server(supervisor: Supervisor, listening: socket.socket) -> LoopbackServer:
-    from lab.supervisor import ChangeFailedError, UnknownProcessError
+    from lab.supervisor import UnknownProcessError
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -13,47 +13,43 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from lab.faults import KYRODB_IMAGE, KYRODB_TEXT, VRITTI
+from typing import Any, ClassVar, Self
 
 PACKAGE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
 DEFAULT_BASE_PORT = 18000
-HTTP_OFFSET = 1000
-TEXT_DIMENSION = 384
-IMAGE_DIMENSION = 512
+# Free bases are this far apart: further than a service's ports are.
+_SPAN = 2000
 
 
 @dataclass(frozen=True)
 class Options:
+    """What every lab can be asked for; a service adds its own."""
+
     base_port: int = DEFAULT_BASE_PORT
-    vritti: str = "v0.1.0"
-    kyrodb_api_key: str | None = None
-    kyrodb_tls: bool = False
     traffic: float = 10.0
-    llm: bool = True
+
+    def public(self) -> dict[str, Any]:
+        """As everybody may read them."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Ports:
-    vritti: int
-    kyrodb_text: int
-    kyrodb_text_http: int
-    kyrodb_image: int
-    kyrodb_image_http: int
+    """A service adds its own; no two services have the same offset, so that their labs share a base."""
+
     control: int
+    # How far each is above the base, and what it is called.
+    OFFSETS: ClassVar[Mapping[str, int]]
+    TITLES: ClassVar[Mapping[str, str]]
 
     @classmethod
-    def above(cls, base: int) -> Ports:
-        return cls(
-            vritti=base,
-            kyrodb_text=base + 51,
-            kyrodb_text_http=base + 51 + HTTP_OFFSET,
-            kyrodb_image=base + 52,
-            kyrodb_image_http=base + 52 + HTTP_OFFSET,
-            control=base + 99,
-        )
+    def above(cls, base: int) -> Self:
+        return cls(**{name: base + offset for name, offset in cls.OFFSETS.items()})
+
+    @classmethod
+    def highest_base(cls) -> int:
+        return 65535 - max(cls.OFFSETS.values())
 
     def first_taken(self) -> tuple[str, int] | None:
         """The name and number of a port that something listens on."""
@@ -67,9 +63,9 @@ class Ports:
         return None
 
 
-def claim(base: int) -> socket.socket | None:
-    """The control port of the lab at this base, listening: who has it, has all six. None when one of them is taken."""
-    ports = Ports.above(base)
+def claim(base: int, kind: type[Ports]) -> socket.socket | None:
+    """The control port of a lab at this base, listening: who has it, has all. None when one of them is taken."""
+    ports = kind.above(base)
     if ports.first_taken() is not None:
         return None
     control = socket.socket()
@@ -83,46 +79,38 @@ def claim(base: int) -> socket.socket | None:
     return control
 
 
-def claim_free_ports() -> tuple[int, socket.socket]:
+def claim_free_ports(kind: type[Ports]) -> tuple[int, socket.socket]:
     """Any base, below the range that the kernel hands out to outgoing connections.
 
     Labs that start at the same moment get different ones, and no port of one is a port of another.
     """
     for _attempt in range(200):
-        base = 10_000 + 2 * HTTP_OFFSET * secrets.randbelow(11) + 100 * secrets.randbelow(10)
-        control = claim(base)
+        base = 10_000 + _SPAN * secrets.randbelow(11) + 100 * secrets.randbelow(10)
+        control = claim(base, kind)
         if control is not None:
             return base, control
     raise RuntimeError("no free range of ports found")
 
 
 class Layout:
-    """The files below a lab's data directory."""
+    """The files below a lab's data directory; a service adds its own."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.lock = self.root / "lab.lock"
         self.state = self.root / "lab.json"
         self.inventory = self.root / "inventory.yml"
-        self.keys = self.root / "keys.json"
         self.faults = self.root / "faults.json"
-        self.descriptors = self.root / "kyrodb.descriptors"
         self.run = self.root / "run"
         self.supervisor_log = self.root / "supervisor.log"
         self.clients_log = self.root / "clients.log"
-        self.tls = self.root / "tls"
-        self.tls_ca = self.tls / "ca.crt"
-        self.vritti = self.root / "vritti"
-        self.vritti_environment = self.vritti / "vritti.env"
-        self.vritti_log = self.vritti / "vritti.log"
-        self.customers_db = self.vritti / "data" / "customers.db"
-        self.dead_letters = self.vritti / "data" / "failed_reflections.log"
+        # The settings of the service itself; each service says where.
+        self.environment = self.root / "service.env"
+        # Which service systemd runs on this directory; there was never a supervisor.
+        self.installed = self.root / "installed"
 
     def pid_file(self, process: str) -> Path:
         return self.run / f"{process}.pid"
-
-    def kyrodb(self, instance: str) -> Path:
-        return self.root / f"kyrodb_{instance}"
 
     def read_state(self) -> dict[str, Any] | None:
         try:
@@ -132,8 +120,7 @@ class Layout:
         return content if isinstance(content, dict) else None
 
     def is_installed(self) -> bool:
-        """Whether systemd runs the services: such a directory has customers and never had a supervisor."""
-        return self.keys.exists() and not self.lock.exists()
+        return self.installed.exists() and not self.lock.exists()
 
     def is_locked(self) -> bool:
         """Whether a supervisor lives: it holds the lock for as long as it does, however it ends."""
@@ -156,49 +143,19 @@ def write_private(path: Path, text: str) -> None:
     os.replace(fresh, path)
 
 
-def write_inventory(layout: Layout, options: Options, ports: Ports, admin_api_key: str) -> None:
-    variables: dict[str, object] = {
+def write_inventory(layout: Layout, group: str, host: str, variables: Mapping[str, object]) -> None:
+    """One host of one group, on this machine; JSON scalars are YAML scalars, quoted and escaped."""
+    variables = {
         "ansible_connection": "local",
         "ansible_python_interpreter": "{{ ansible_playbook_python }}",
-        "vritti_url": f"http://{HOST}:{ports.vritti}",
-        "kyrodb_text_address": f"{HOST}:{ports.kyrodb_text}",
-        "kyrodb_image_address": f"{HOST}:{ports.kyrodb_image}",
-        "kyrodb_tls": options.kyrodb_tls,
-    }
-    if options.kyrodb_tls:
-        variables["kyrodb_tls_ca"] = str(layout.tls_ca)
-    if options.kyrodb_api_key is not None:
-        variables["kyrodb_api_key"] = options.kyrodb_api_key
-    variables |= {
-        "vritti_admin_api_key": admin_api_key,
-        "vritti_home": str(layout.vritti),
-        "vritti_log_path": str(layout.vritti_log),
-        "vritti_customers_db": str(layout.customers_db),
-        "vritti_backup_dir": str(layout.root / "backups"),
-        "vritti_dlq_path": str(layout.dead_letters),
-        "vritti_service_manager": "process",
-        "vritti_pid_file": str(layout.pid_file(VRITTI)),
-        "vritti_command": start_command(layout, VRITTI),
-        "vritti_environment_file": str(layout.vritti_environment),
-        "kyrodb_service_manager": "process",
+        **variables,
         "runbook_state_dir": str(layout.root / "runbooks"),
     }
-    for instance, process in (("text", KYRODB_TEXT), ("image", KYRODB_IMAGE)):
-        variables |= {
-            f"kyrodb_{instance}_home": str(layout.kyrodb(instance)),
-            f"kyrodb_{instance}_pid_file": str(layout.pid_file(process)),
-            f"kyrodb_{instance}_command": start_command(layout, process),
-        }
-    write_private(layout.inventory, _inventory_text("vritti", "vritti-lab", variables))
+    lines = ["---", f"{group}:", "  hosts:", f"    {host}:"]
+    lines += [f"      {name}: {json.dumps(value)}" for name, value in variables.items()]
+    write_private(layout.inventory, "\n".join(lines) + "\n")
 
 
 def start_command(layout: Layout, process: str) -> str:
     """What starts a process again, from any directory."""
     return shlex.join([sys.executable, str(PACKAGE), "start", process, "--data-dir", str(layout.root)])
-
-
-def _inventory_text(group: str, host: str, variables: Mapping[str, object]) -> str:
-    # JSON scalars are YAML scalars, quoted and escaped.
-    lines = ["---", f"{group}:", "  hosts:", f"    {host}:"]
-    lines += [f"      {name}: {json.dumps(value)}" for name, value in variables.items()]
-    return "\n".join(lines) + "\n"

@@ -6,12 +6,39 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lab import environment_file, pidfile
 
 _STOP_SECONDS = 6.0
+_END_BYTES = 100_000
+
+
+def answers(url: str) -> bool:
+    """Whether anything at all is answered there."""
+    try:
+        # No proxy: the lab's ports are on this machine.
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10):
+            return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        return True
+    except OSError:
+        return False
+
+
+def end_of(log: Path) -> str:
+    """The end of a log; empty where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _END_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 class Child:

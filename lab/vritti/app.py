@@ -14,12 +14,14 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lab import pidfile
-from lab.faults import VRITTI, ActiveFaults
+from lab.faults import ActiveFaults
+from lab.strain import Strain
 from lab.vritti import logs
 from lab.vritti.auth import Authenticator
 from lab.vritti.budget import TIERS as REFLECTION_TIERS
 from lab.vritti.embedding import EmbeddingService
 from lab.vritti.episodes import EpisodeService
+from lab.vritti.faults import VRITTI
 from lab.vritti.health import HealthChecker
 from lab.vritti.kyrodb_client import KyroDBError, KyroDBRouter
 from lab.vritti.limits import RateLimiter, RateLimitExceeded
@@ -39,7 +41,6 @@ from lab.vritti.schemas import (
 )
 from lab.vritti.settings import VERSION, Settings, load
 from lab.vritti.storage import CUSTOMER_FIELDS, Customer, CustomerDatabase
-from lab.vritti.strain import Strain
 
 CAPTURE_CREDITS = 1.5
 SEARCH_CREDITS = 1.0
@@ -61,7 +62,7 @@ class Service:
         self.authenticator = Authenticator(settings, self.database, self.metrics)
         self.limiter = RateLimiter()
         self.reflections = ReflectionService(settings, faults, self.metrics)
-        self._strain = Strain(faults)
+        self._strain = Strain(faults, memory="memory-leak", cpu="cpu-busy")
         self._background: asyncio.Task[None] | None = None
         self.embeddings = EmbeddingService(faults, settings.text_model)
         # Both exist once start() is through, and nothing is served before.

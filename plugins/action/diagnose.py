@@ -22,6 +22,7 @@ from ansible_collections.oncall.runbooks.plugins.plugin_utils import checks as c
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import diagnosis as diagnosing
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import everywhere, planning, recording, reports, triage
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.controller import own_addresses
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.documents import search
 
 CALLBACK = "oncall.runbooks.oncall"
 # Masking anything shorter would take single letters out of the findings.
@@ -102,13 +103,13 @@ class ActionModule(ActionBase):
 
         changing = bool({"remediate", "rollback"} & set(variables.get("ansible_run_tags") or ()))
         path = _report_path(args["report_dir"], args["runbook"], host)
-        findings = diagnosing.judge_all(checks, bad, looks, args["severities"], _search, started_at, _previous(path))
+        findings = diagnosing.judge_all(checks, bad, looks, args["severities"], search, started_at, _previous(path))
         _withhold(checks, findings)
         diagnosing.page(findings, escalation)
         status, severity, label = diagnosing.overall(findings)
         told = (
             {
-                name: diagnosing.settled(source, looks[LOOK + name]["looks"][0], _search)
+                name: diagnosing.settled(source, looks[LOOK + name]["looks"][0], search)
                 for name, source in looks_of.items()
             }
             if not problem
@@ -294,7 +295,8 @@ class ActionModule(ActionBase):
         roles = os.path.dirname(os.path.dirname(os.path.dirname(args["file"])))
         defaults: dict[str, t.Any] = {}
         for name in book.runbooks:
-            defaults.update(self._loaded(os.path.join(roles, name, "defaults", "main.yml")) or {})
+            path = os.path.join(roles, name, "defaults", "main.yml")
+            defaults.update(self._loaded(path) or {} if os.path.exists(path) else {})
         # What an inventory says goes before the defaults of roles that are not in this play.
         variables = {**defaults, **self._templar.available_variables}
         self._templar: t.Any = self._templar.copy_with_new_env(available_variables=variables)
@@ -535,19 +537,6 @@ def _report_path(folder: str | None, runbook: str, host: str) -> str | None:
         return None
     name = re.sub(r"[^\w.@+-]", "_", host)
     return os.path.join(os.path.abspath(os.path.expanduser(folder)), runbook, f"{name}.json")
-
-
-def _search(expression: str, data: t.Any) -> t.Any:
-    try:
-        import jmespath
-    except ImportError:
-        raise AnsibleActionFail(
-            "The Python package jmespath is not installed beside ansible-core; install it to judge JSON."
-        ) from None
-    try:
-        return jmespath.search(expression, data)
-    except jmespath.exceptions.JMESPathError as error:
-        raise ValueError(str(error).splitlines()[0]) from None
 
 
 def _why(seen: dict[str, t.Any]) -> str:

@@ -12,6 +12,8 @@ from ansible.plugins.action import ActionBase
 
 from ansible_collections.oncall.runbooks.plugins.module_utils.remediation import OVERRIDE, SCHEMA, undoable
 from ansible_collections.oncall.runbooks.plugins.plugin_utils import command, planning, recording
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import settled
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.documents import search
 
 # What the timeline calls the states of steps.
 EVENTS = {
@@ -111,7 +113,14 @@ class ActionModule(ActionBase):
             message=args["message"],
         )
         lines, result["record"] = self._append(args, line)
-        answer = self._call(args, host, outcomes, lines, variables)
+        wire = _wire(args, host, outcomes, lines)
+        answer = self._call(wire, variables)
+        if answer.get("documents"):
+            # JMESPath and PyYAML are on the controller.
+            wire["settled"] = {
+                name: settled(one["source"], one["look"], search) for name, one in answer["documents"].items()
+            }
+            answer = self._call(wire, variables)
         if answer.get("failed") or answer.get("unreachable"):
             why = self._why(answer, args, host)
             event = "refused" if args["phase"] in ("begin", "rollback") else "not recorded"
@@ -142,18 +151,11 @@ class ActionModule(ActionBase):
             time.sleep(args["settle"])
         return result
 
-    def _call(
-        self,
-        args: dict[str, t.Any],
-        host: str,
-        outcomes: dict[str, str] | None,
-        lines: list[str],
-        variables: dict[str, t.Any],
-    ) -> dict[str, t.Any]:
+    def _call(self, wire: dict[str, t.Any], variables: dict[str, t.Any]) -> dict[str, t.Any]:
         try:
             answer: dict[str, t.Any] = self._execute_module(
                 module_name="oncall.runbooks.remediation",
-                module_args=_wire(args, host, outcomes, lines),
+                module_args=wire,
                 task_vars=variables,
             )
         except AnsibleConnectionFailure as error:

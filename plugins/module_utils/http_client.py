@@ -83,11 +83,13 @@ def send(
     body: t.Any = None,
     headers: t.Mapping[str, str] | None = None,
     timeout: float = 5.0,
+    validate_certs: bool = True,
+    ca_path: str | None = None,
 ) -> Answer:
     """POST, PATCH or DELETE once, with the body as JSON; NoAnswer leaves open whether it was done."""
     data = None if body is None else json.dumps(body).encode()
     headers = {**(headers or {}), "Content-Type": "application/json"}
-    return _request(method, url, headers, data, timeout, True, None, MAX_BYTES)
+    return _request(method, url, headers, data, timeout, validate_certs, ca_path, MAX_BYTES)
 
 
 def _request(

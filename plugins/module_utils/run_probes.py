@@ -77,10 +77,15 @@ class _Run:
             self.done[name].set()
 
 
-def _longest(name: str, checks: t.Mapping[str, t.Mapping[str, t.Any]]) -> int:
-    """How many sources may be asked one after the other until this check is done; needs are no circle."""
+def _timeout(source: t.Mapping[str, t.Any], context: Context) -> float:
+    return float(source.get("timeout") or context.timeout)
+
+
+def _longest(name: str, checks: t.Mapping[str, t.Mapping[str, t.Any]], context: Context) -> float:
+    """The seconds that sources asked one after the other may take until this check is done; needs are no circle."""
     needs = [other for other in checks[name].get("needs") or [] if other in checks]
-    return len(checks[name]["sources"]) + max((_longest(other, checks) for other in needs), default=0)
+    own = sum(2 * _timeout(source, context) + 1 for source in checks[name]["sources"])
+    return own + max((_longest(other, checks, context) for other in needs), default=0.0)
 
 
 def run(checks: t.Sequence[t.Mapping[str, t.Any]], context: Context) -> dict[str, dict[str, t.Any]]:
@@ -90,8 +95,8 @@ def run(checks: t.Sequence[t.Mapping[str, t.Any]], context: Context) -> dict[str
     for thread in threads.values():
         thread.start()
     # Each source has its own deadline; this one is for a probe that ignores it.
-    depth = max((_longest(name, state.checks) for name in state.checks), default=1)
-    limit = time.monotonic() + context.sample_seconds + depth * (2 * context.timeout + 1)
+    longest = max((_longest(name, state.checks, context) for name in state.checks), default=0.0)
+    limit = time.monotonic() + context.sample_seconds + longest
     for thread in threads.values():
         thread.join(max(0.0, limit - time.monotonic()))
     results: dict[str, dict[str, t.Any]] = {}
@@ -103,8 +108,10 @@ def run(checks: t.Sequence[t.Mapping[str, t.Any]], context: Context) -> dict[str
             results[name] = {"looks": [], "unmet": unmet}
             continue
         if thread.is_alive():
+            sources = state.checks[name]["sources"]
+            deadline = _timeout(sources[min(len(looks), len(sources) - 1)], context)
             looks.append(
-                {"outcome": "no_answer", "note": f"The probe did not end within its deadline of {context.timeout:g} s."}
+                {"outcome": "no_answer", "note": f"The probe did not end within its deadline of {deadline:g} s."}
             )
         results[name] = {"looks": looks, "unmet": state.unmet.get(name, [])}
     return results

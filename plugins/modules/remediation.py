@@ -68,6 +68,12 @@ options:
     description: Sources of probes by name, to look at and keep in the step under O(into).
     type: dict
     default: {}
+  settled:
+    description:
+      - What documents among O(looks) say, which only the controller can evaluate, by name. Without it such a call changes nothing and returns RV(documents).
+    type: dict
+    default: {}
+    version_added: "0.6.0"
   into:
     description: The key of the step for what was seen. What is there already stays.
     type: str
@@ -108,6 +114,11 @@ private:
   description: The folder on the host for copies of what is changed.
   type: str
   returned: success
+documents:
+  description: What is to be evaluated on the controller and given back as O(settled), by name, each with its C(source) and its C(look).
+  returned: when a look gives a document and O(settled) has not got it
+  type: dict
+  version_added: "0.6.0"
 seen:
   description: What O(looks) saw, by name.
   type: dict
@@ -181,7 +192,23 @@ def _carry_out(options: dict[str, t.Any], state: remediation.StateDir, context: 
             step = _step(record, options["step"])
             # What is compared is looked at as it was before: the variables that say where may be others by now.
             looks = (step.get("looks") if options["into"] == "restored" else None) or options["looks"]
-            found = {name: one_look(context, _whole(source), {"id": name}) for name, source in looks.items()}
+            settled = options["settled"]
+            found = {
+                name: settled.get(name) or one_look(context, _whole(source), {"id": name})
+                for name, source in looks.items()
+            }
+            documents = {
+                name: {"source": looks[name], "look": look}
+                for name, look in found.items()
+                if look["outcome"] in ("json", "yaml")
+            }
+            if documents:
+                return {
+                    "record": record,
+                    "went_on": False,
+                    "private": state.private(record["id"]),
+                    "documents": documents,
+                }
             was = step.get("before") or {}
             if options["into"] == "before" and not was:
                 _require_seen(step, found)
@@ -252,6 +279,7 @@ def main() -> None:
             "step": {"type": "str"},
             "values": {"type": "dict", "default": {}},
             "looks": {"type": "dict", "default": {}},
+            "settled": {"type": "dict", "default": {}},
             "into": {"type": "str"},
             "evidence": {"type": "dict"},
             "lines": {"type": "list", "elements": "str", "default": []},

@@ -46,6 +46,7 @@ CHECK_SPEC: dict[str, t.Any] = {
     "on_no_data": {"type": "str", "choices": ["unknown", "breach", "skipped"], "default": "unknown"},
     "needs": {"type": "list", "elements": "str", "default": []},
     "explains": {"type": "list", "elements": "str", "default": []},
+    "unless": {"type": "list", "elements": "str", "default": []},
     "track": {"type": "list", "elements": "str", "default": []},
     "heavy": {"type": "bool", "default": False},
     "suggests": {"type": "list", "elements": "str", "default": []},
@@ -209,13 +210,13 @@ def validate_checks(data: t.Any, severities: t.Mapping[str, str]) -> tuple[list[
 
 
 def _related(good: list[Check], bad: list[tuple[str, str, str]]) -> tuple[list[Check], list[tuple[str, str, str]]]:
-    """Take out checks whose `needs` or `explains` name nothing, go round in a circle, or cannot be judged in time."""
+    """Take out checks that name others which are none, whose needs go round in a circle or cannot be judged in time."""
     known = {check["id"]: check for check in good}
     broken = {name for name, _title, _why in bad}
     kept = []
     for check in good:
         why = None
-        for key in ("needs", "explains"):
+        for key in ("needs", "explains", "unless"):
             for other in check[key]:
                 if other not in known and other not in broken:
                     why = f"{key} names {other!r}, which is no check of this runbook"
@@ -254,12 +255,27 @@ def used(items: t.Sequence[t.Any], shared: t.Sequence[t.Any], what: str) -> list
             continue
         name = str(item["use"])
         if name in known:
-            found.append({**known[name], **{key: value for key, value in item.items() if key != "use"}})
+            taken = {**known[name], **{key: value for key, value in item.items() if key != "use"}}
+            if isinstance(taken.get("sources"), (list, tuple)):
+                taken["sources"] = [_spelled_out(source, known) for source in taken["sources"]]
+            found.append(taken)
         else:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}"
             found.append({"id": name, BROKEN: f"use names {name!r}, which is no {what} of the service; {hint}"})
     return found
+
+
+def _spelled_out(source: t.Any, known: t.Mapping[str, t.Any]) -> t.Any:
+    """A source that is like that of another of the service's checks, which the runbook need not have."""
+    passed: set[str] = set()
+    while isinstance(source, t.Mapping) and source.get("like") in known and source["like"] not in passed:
+        sources = known[source["like"]].get("sources")
+        if not isinstance(sources, (list, tuple)) or not sources or not isinstance(sources[0], t.Mapping):
+            break
+        passed.add(str(source["like"]))
+        source = {**sources[0], **{key: value for key, value in source.items() if key != "like"}}
+    return source
 
 
 def source_of(data: t.Any) -> dict[str, t.Any]:

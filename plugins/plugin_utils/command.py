@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,10 +19,14 @@ from ansible.parsing.splitter import parse_kv
 PLAN_FILE = "plan.json"
 # What a command says anew, or says for this run alone.
 _OF_THE_RUN = ("runbook_plan", "runbook_steps", "runbook_max_risk", "runbook_rollback_id", "runbook_override")
+# What a playbook is about, which is no secret.
+_ABOUT = ("incident_id", "incident_action")
+# Playbooks that run a runbook, and are called otherwise.
+_RUN_ONE = r"wp_chat_incident_\w+"
 
 
 def again(tags: str, extra: t.Sequence[str] = (), instead: tuple[str, str] | None = None, host: str = "") -> str | None:
-    """The ansible-playbook command of this run with other tags; None where there is no command line.
+    """The ansible-playbook command of this run with other tags, or none; None where there is no command line.
 
     `instead` is the name of one of its playbooks, and of the one beside it to run in its place; `host` the only one.
     """
@@ -31,8 +36,9 @@ def again(tags: str, extra: t.Sequence[str] = (), instead: tuple[str, str] | Non
         return None
     if instead:
         old, new = instead
-        playbooks = [re.sub(rf"(^|[/.]){re.escape(old)}(?=(\.ya?ml)?$)", rf"\g<1>{new}", str(one)) for one in playbooks]
-    words = ["ansible-playbook", *(_short(str(name)) for name in playbooks), "--tags", tags]
+        name = rf"(^|[/.])(?:{re.escape(old)}|{_RUN_ONE})(?=(\.ya?ml)?$)"
+        playbooks = [re.sub(name, rf"\g<1>{new}", str(one)) for one in playbooks]
+    words = ["ansible-playbook", *(_short(str(name)) for name in playbooks), *(["--tags", tags] if tags else [])]
     inventories = [str(source) for source in arguments.get("inventory") or ()]
     if inventories and inventories != [str(source) for source in C.DEFAULT_HOST_LIST]:
         for source in inventories:
@@ -43,6 +49,9 @@ def again(tags: str, extra: t.Sequence[str] = (), instead: tuple[str, str] | Non
         # What an approved plan lists is of that run alone.
         if str(value).startswith("@") and os.path.basename(str(value)) != PLAN_FILE:
             words += ["-e", str(value)]
+    for name, value in () if instead else _given().items():
+        if name in _ABOUT:
+            words += ["-e", f"{name}={value}"]
     if arguments.get("become"):
         words.append("-b")
     if arguments.get("become_ask_pass"):
@@ -67,16 +76,18 @@ def onward(diagnosis: t.Mapping[str, t.Any]) -> str | None:
 
 def not_repeated() -> list[str]:
     """The names of the variables that were given by value, which the command above leaves out."""
-    names = []
+    return [name for name in _given() if name not in (*_OF_THE_RUN, *_ABOUT)]
+
+
+def _given() -> dict[str, t.Any]:
+    """The variables that were given by value."""
+    found: dict[str, t.Any] = {}
     for given in map(str, context.CLIARGS.get("extra_vars") or ()):
         if given.startswith("@"):
             continue
-        try:
-            found = list(parse_kv(given)) if given[:1] not in "{[" else list(json.loads(given))
-        except (AnsibleError, ValueError, TypeError):
-            found = []
-        names += [name for name in found if name not in _OF_THE_RUN]
-    return list(dict.fromkeys(names))
+        with contextlib.suppress(AnsibleError, ValueError, TypeError):
+            found.update(parse_kv(given) if given[:1] not in "{[" else json.loads(given))
+    return found
 
 
 def _short(path: str) -> str:

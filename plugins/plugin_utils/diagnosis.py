@@ -195,18 +195,29 @@ def judge_all(
     """The findings of all checks, those that are wrong among them, in the runbook's order."""
     findings = [judge_check(check, results[check["id"]], severities, search, observed_at) for check in checks]
     by_id = {item["id"]: item for item in findings}
+    crossed = {item["id"] for item in findings if item["status"] == "breach"}
     for check in checks:
         item = by_id[check["id"]]
-        explained = check["explains"]
-        if (
-            item["status"] == "breach"
-            and explained
-            and not any(by_id.get(other, {}).get("status") == "breach" for other in explained)
-        ):
-            item["evidence"]["note"] = (
-                f"past its threshold, but {' and '.join(explained)}, which it would explain, is not in breach"
-            )
-            item.update(status="ok", label=None, severity=None, suggests=[])
+        without = [name for name in check["unless"] if name in crossed]
+        if item["status"] == "breach" and without:
+            titles = " and ".join(by_id[name]["title"] for name in without)
+            _withdraw(item, f"past its threshold, which does not matter here: {titles}")
+    # What explains something that is itself no breach by then explains nothing.
+    is_settled = False
+    while not is_settled:
+        is_settled = True
+        for check in checks:
+            item, explained = by_id[check["id"]], check["explains"]
+            if (
+                item["status"] == "breach"
+                and explained
+                and not any(by_id.get(other, {}).get("status") == "breach" for other in explained)
+            ):
+                _withdraw(
+                    item,
+                    f"past its threshold, but {' and '.join(explained)}, which it would explain, is not in breach",
+                )
+                is_settled = False
     before = {
         item["id"]: item for item in (previous or {}).get("findings", []) if isinstance(item, dict) and "id" in item
     }
@@ -219,6 +230,12 @@ def judge_all(
         for name, title, why in bad
     )
     return findings
+
+
+def _withdraw(item: Finding, why: str) -> None:
+    """What is past its threshold, and is no breach for a reason."""
+    item["evidence"]["note"] = why
+    item.update(status="ok", label=None, severity=None, suggests=[])
 
 
 def _compare(item: Finding, before: Finding | None, track: t.Sequence[str]) -> None:

@@ -49,6 +49,7 @@ def light(part: Part) -> Part:
                 "id": f"{part.runbook}.{check['id']}",
                 "needs": [f"{part.runbook}.{name}" for name in check["needs"]],
                 "explains": [f"{part.runbook}.{name}" for name in check["explains"] if name in names],
+                "unless": [f"{part.runbook}.{name}" for name in check["unless"] if name in names],
                 "suggests": [],
                 "withholds": [],
             }

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -94,15 +95,20 @@ class RunningLab:
         self.state: dict[str, Any] = json.loads((data_dir / "lab.json").read_text())
         self.ports: dict[str, int] = self.state["ports"]
         self.control: str = self.state["control_url"]
-        self.protocol = Protocol(data_dir / "kyrodb.descriptors")
+        # The service whose lab it is, and the process that is named after it.
+        self.service: str = self.state["service"]
+        self.process: str = self.state["process"]
+        self.url: str = self.state["url"]
+        self.home = Path(self.state["home"])
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.ports['vritti']}"
+    @cached_property
+    def protocol(self) -> Protocol:
+        """KyroDB's, where there is one."""
+        return Protocol(self.data_dir / "kyrodb.descriptors")
 
     @property
     def log(self) -> list[str]:
-        return (self.data_dir / "vritti" / "vritti.log").read_text().splitlines()
+        return Path(self.state["log"]).read_text().splitlines()
 
     @property
     def inventory(self) -> dict[str, Any]:
@@ -145,43 +151,44 @@ class RunningLab:
 
     def break_fault(self, name: str, amount: float | None = None) -> Answer:
         query = "" if amount is None else f"?amount={amount}"
-        return request("PUT", f"{self.control}/faults/vritti/{name}{query}", timeout=90)
+        return request("PUT", f"{self.control}/faults/{self.service}/{name}{query}", timeout=90)
 
     def heal_fault(self, name: str) -> Answer:
-        return request("DELETE", f"{self.control}/faults/vritti/{name}", timeout=90)
+        return request("DELETE", f"{self.control}/faults/{self.service}/{name}", timeout=90)
 
     def heal_all(self) -> Answer:
         return request("DELETE", f"{self.control}/faults", timeout=90)
 
     def mend(self) -> None:
-        """Nothing broken, and a Vritti that remembers nothing: a breaker, what has been slow."""
+        """Nothing broken, and a service that remembers nothing: a breaker, what has been slow."""
 
-        def vritti() -> int | None:
-            pid: int | None = self.status()["processes"]["vritti"]["pid"]
+        def main() -> int | None:
+            pid: int | None = self.status()["processes"][self.process]["pid"]
             return pid
 
-        before = vritti()
+        before = main()
         self.heal_all()
-        # What cured it may have given Vritti a new process already.
-        if vritti() in (None, before):
-            self.restart("vritti")
+        # What cured it may have given the service a new process already.
+        if main() in (None, before):
+            self.restart()
 
-    def restart(self, process: str) -> Answer:
-        return request("POST", f"{self.control}/processes/{process}/restart", timeout=90)
+    def restart(self, process: str | None = None) -> Answer:
+        """The service, unless another process is named."""
+        return request("POST", f"{self.control}/processes/{process or self.process}/restart", timeout=90)
 
     def set_environment(self, **values: str | None) -> None:
-        """Change lines of Vritti's environment file; None removes one. It is read when Vritti starts."""
-        path = self.data_dir / "vritti" / "vritti.env"
+        """Change lines of the service's environment file; None removes one. It is read when the service starts."""
+        path = Path(self.inventory[f"{self.service}_environment_file"])
         lines = [line for line in path.read_text().splitlines() if line.partition("=")[0] not in values]
         lines += [f"{name}={value}" for name, value in values.items() if value is not None]
         path.write_text("\n".join(lines) + "\n")
 
-    def pid(self, process: str = "vritti") -> int:
+    def pid(self, process: str | None = None) -> int:
         """What the PID file says."""
-        return int((self.data_dir / "run" / f"{process}.pid").read_text())
+        return int((self.data_dir / "run" / f"{process or self.process}.pid").read_text())
 
     def logged(self, message: str) -> int:
-        """How many lines of Vritti's log have it."""
+        """How many lines of the service's log have it."""
         return sum(message in line for line in self.log)
 
     @property

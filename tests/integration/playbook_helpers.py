@@ -46,13 +46,16 @@ class Run:
     directory: Path
     runbook: str
 
-    def diagnosis(self, host: str = "vritti-lab") -> dict[str, Any]:
+    def diagnosis(self, host: str = "") -> dict[str, Any]:
+        """The host's; without a name the lab's, of which a run has one."""
+        reports = [path.stem for path in (self.directory / "reports" / self.runbook).glob("*-lab.json")]
+        host = host or (reports[0] if len(reports) == 1 else "vritti-lab")
         report = self.directory / "reports" / self.runbook / f"{host}.json"
         assert report.exists(), self.output
         data: dict[str, Any] = json.loads(report.read_text())
         return data
 
-    def findings(self, host: str = "vritti-lab") -> dict[str, dict[str, Any]]:
+    def findings(self, host: str = "") -> dict[str, dict[str, Any]]:
         return {finding["id"]: finding for finding in self.diagnosis(host)["findings"]}
 
 

@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lab import environment_file, pidfile
-from lab.layout import Ports, claim, claim_free_ports
+from lab.layout import claim, claim_free_ports
+from lab.vritti.service import VrittiPorts
 from tests.integration.lab_helpers import eventually, processes_of, run_lab, running_lab
 
 
@@ -187,11 +188,11 @@ def test_a_pid_file_names_nobody_elses_process(tmp_path: Path) -> None:
 
 
 def test_labs_that_start_at_once_share_no_port() -> None:
-    claimed = [claim_free_ports() for _number in range(20)]
+    claimed = [claim_free_ports(VrittiPorts) for _number in range(20)]
     try:
-        ports = [port for base, _control in claimed for port in asdict(Ports.above(base)).values()]
+        ports = [port for base, _control in claimed for port in asdict(VrittiPorts.above(base)).values()]
         assert len(set(ports)) == 6 * len(claimed)
-        assert claim(claimed[0][0]) is None
+        assert claim(claimed[0][0], VrittiPorts) is None
     finally:
         for _base, control in claimed:
             control.close()

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lab.faults import FAULTS
 from lab.vritti.budget import Budget
 from lab.vritti.dead_letters import DeadLetters
 from lab.vritti.episodes import decode_episode
+from lab.vritti.faults import FAULTS
 from lab.vritti.settings import load
 from tests.integration.lab_helpers import RunningLab, eventually, processes_of, request, run_lab, running_lab
 

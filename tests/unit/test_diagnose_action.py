@@ -16,6 +16,7 @@ import pytest
 
 from ansible_collections.oncall.runbooks.plugins.action import diagnose as action
 from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import SCHEMA
+from ansible_collections.oncall.runbooks.plugins.plugin_utils.documents import search
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECRET = "s3same0pen"
@@ -56,11 +57,11 @@ def test_why_the_module_gave_nothing(seen, says):
 
 
 def test_search():
-    assert action._search("a[0].b", {"a": [{"b": 5}]}) == 5
-    assert action._search("a", {}) is None
+    assert search("a[0].b", {"a": [{"b": 5}]}) == 5
+    assert search("a", {}) is None
     for wrong in ("a[", "length(a)"):
         with pytest.raises(ValueError, match=r"\w"):
-            action._search(wrong, {"a": 5})
+            search(wrong, {"a": 5})
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"schema": "other/1"}'])

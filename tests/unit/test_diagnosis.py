@@ -22,6 +22,7 @@ from ansible_collections.oncall.runbooks.plugins.plugin_utils.diagnosis import (
     overall,
     page,
     reached,
+    settled,
     summarise,
 )
 
@@ -267,6 +268,51 @@ def test_one_of_several_explained_is_enough():
     checks = [check("cause", explains=["one", "two"]), check("one"), check("two")]
     found = diagnosed(checks, {"cause": [value(99)], "one": [value(1)], "two": [value(99)]})
     assert found["cause"]["status"] == "breach"
+
+
+def test_what_explains_nothing_any_more_is_withdrawn_in_whatever_order():
+    checks = [check("first", explains=["second"]), check("second", explains=["third"]), check("third")]
+    found = diagnosed(checks, {"first": [value(99)], "second": [value(99)], "third": [value(1)]})
+    assert [found[name]["status"] for name in ("first", "second", "third")] == ["ok", "ok", "ok"]
+
+
+# --- what does not matter while another check is past its threshold
+
+
+@pytest.mark.parametrize(("off", "status"), [(value(99), "ok"), (value(1), "breach"), (silent(), "breach")])
+def test_breach_does_not_count_beside_what_makes_it_meaningless(off, status):
+    checks = [check("folder", unless=["off"], suggests=["mend"]), check("off", explains=["folder"], title="It is off")]
+    found = diagnosed(checks, {"folder": [value(99)], "off": [off]})
+    assert found["folder"]["status"] == status
+    assert found["folder"]["suggests"] == (["mend"] if status == "breach" else [])
+    if status == "ok":
+        # What makes it meaningless is no incident by itself.
+        assert found["off"]["status"] == "ok"
+        assert found["folder"]["evidence"]["note"] == "past its threshold, which does not matter here: It is off"
+        assert found["folder"]["observed"] == 99
+
+
+# --- documents
+
+
+@pytest.mark.parametrize(
+    ("look", "expected"),
+    [
+        ({"outcome": "json", "value": {"a": {"b": 5}}}, ("value", 10.0)),
+        ({"outcome": "yaml", "value": "a:\n  b: 5  # comment\n"}, ("value", 10.0)),
+        ({"outcome": "yaml", "value": "a: {b: none}"}, ("value", "none")),
+        ({"outcome": "yaml", "value": "a: ["}, ("no_answer", None)),
+        ({"outcome": "yaml", "value": "!!python/object/apply:os.system [true]"}, ("no_answer", None)),
+        ({"outcome": "absent", "note": "no file"}, ("absent", None)),
+        ({"outcome": "value", "value": 7}, ("value", 7)),
+    ],
+)
+def test_document_is_settled_on_the_controller(look, expected):
+    source = {"jmespath": "a.b", "scale": 2.0}
+    seen = settled(source, look, jmespath.search)
+    assert (seen["outcome"], seen.get("value")) == expected
+    if expected[0] == "no_answer":
+        assert seen["note"].startswith("it is no YAML")
 
 
 # --- since when

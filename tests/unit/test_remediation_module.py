@@ -28,10 +28,10 @@ def state(tmp_path):
     return state
 
 
-def carried_out(state, new_state, into=None, **looks):
+def carried_out(state, new_state, into=None, settled=None, **looks):
     options = {
         "phase": "step", "id": ID, "step": "upgrade", "values": {"state": new_state}, "looks": looks, "into": into,
-        "owner": OWNER, "lines": [],
+        "settled": settled or {}, "owner": OWNER, "lines": [],
     }  # fmt: skip
     return remediation._carry_out(options, state, Context(5, 0, {}, lambda command: (1, "", "")))
 
@@ -47,6 +47,28 @@ def test_what_was_there_before_is_kept(state, tmp_path):
     carried_out(state, "running", "before", tier=setting(file), missing=setting(tmp_path / "no.env"))
     (step,) = state.read(ID)["steps"]
     assert (step["state"], step["before"]) == ("running", {"tier": "free", "missing": "(not set)"})
+
+
+def test_a_document_is_handed_to_the_controller_before_anything_is_written(state, tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"tier": "free"}')
+    source = {"probe": "file", "paths": [str(file)], "value": "json", "jmespath": "tier"}
+    answer = carried_out(state, "running", "before", tier=source)
+    assert answer["documents"]["tier"]["look"]["value"] == {"tier": "free"}
+    (step,) = state.read(ID)["steps"]
+    assert (step["state"], step.get("before")) == ("planned", None)
+    settled = {"outcome": "value", "value": "free", "note": None}
+    assert "documents" not in carried_out(state, "running", "before", settled={"tier": settled}, tier=source)
+    (step,) = state.read(ID)["steps"]
+    assert (step["state"], step["before"]) == ("running", {"tier": "free"})
+    # What is compared after a rollback is looked at as the record has it.
+    wanted = carried_out(state, "undone", "restored")["documents"]["tier"]
+    assert wanted["source"]["jmespath"] == "tier"
+    with pytest.raises(Refused, match="tier is not what it was: it is 'pro', and was 'free'"):
+        carried_out(state, "undone", "restored", settled={"tier": {**settled, "value": "pro"}})
+    carried_out(state, "undone", "restored", settled={"tier": settled})
+    assert state.read(ID)["steps"][0]["state"] == "undone"
+    assert state.read(ID)["steps"][0]["restored"] == {"tier": "free"}
 
 
 def test_a_step_does_not_begin_where_that_is_not_known(state, tmp_path):

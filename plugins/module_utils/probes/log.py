@@ -11,17 +11,12 @@ import time
 import typing as t
 from collections import Counter
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import judge, loglines, procfs
+from ansible_collections.oncall.runbooks.plugins.module_utils import judge, loglines, procfs, tallies
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context
 from ansible_collections.oncall.runbooks.plugins.module_utils.masking import mask_text
 
 MAX_BYTES = 64 * 1024 * 1024
-NEWEST = 3
-TOP = 5
-# What a ranking lists: no plan is read that is longer.
-LISTED = 1000
-LINE = 300
 JOURNAL = "journal:"
 STDOUT = "stdout:"
 
@@ -41,19 +36,9 @@ SPEC: dict[str, t.Any] = {
     "field": {"type": "str"},
     "quantile": {"type": "float"},
     "by": {"type": "str"},
-    # Of a ranking: how many lines in the window a value of `by` takes to be listed,
-    "least": {"type": "int", "default": 1},
-    # the field by which the lines of one request are put together, as some say who and others from where,
+    # Of a ranking: the field by which the lines of one request are put together, as some say who and others from where.
     "join": {"type": "str"},
-    # the seconds before the window to compare with, and how many times as many as then are too many,
-    "before": {"type": "float"},
-    "times": {"type": "float", "default": 3.0},
-    # Who has no line in so many seconds has stopped.
-    "active": {"type": "float"},
-    # and what lines are counted beside, by their fields.
-    "succeeded": {"type": "dict", "default": {}},
-    # Whether, after a step, only what was logged since counts.
-    "fresh": {"type": "bool", "default": False},
+    **tallies.RANKING,
 }
 RULES: dict[str, t.Any] = {
     "required_if": [
@@ -68,27 +53,10 @@ RULES: dict[str, t.Any] = {
 def validate(source: t.Mapping[str, t.Any]) -> None:
     """Raise ValueError with a sentence for what the types cannot say."""
     for key in ("since", "match", "of", "expects"):
-        _pattern(source[key], key)
-    for option in ("where", "succeeded"):
-        for key, pattern in source[option].items():
-            _pattern(str(pattern), f"{option}.{key}")
-    if source["before"] is not None and source["before"] <= 0:
-        raise ValueError(f"before is {source['before']:g}; it is a number of seconds above 0")
-    if source["least"] < 1:
-        raise ValueError(f"least is {source['least']}; it is a number of lines from 1")
-    if source["quantile"] is not None and not 0 < source["quantile"] < 1:
-        raise ValueError(f"quantile is {source['quantile']}; it lies between 0 and 1")
-    if source["window"] <= 0:
-        raise ValueError(f"window is {source['window']}; it is a number of seconds above 0")
+        tallies.pattern(source[key], key)
+    tallies.validate(source)
     if source["path"].startswith(STDOUT) and not source["path"][len(STDOUT) :].isdigit():
         raise ValueError(f"the path {source['path']!r} is not stdout:<port>, such as stdout:8000")
-
-
-def _pattern(text: str | None, key: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text or "")
-    except re.error as error:
-        raise ValueError(f"{key} is {text!r}, which is no regular expression ({error})") from None
 
 
 def describe(source: t.Mapping[str, t.Any]) -> str:
@@ -245,7 +213,7 @@ class _Reading:
         if self.source["by"]:
             self.groups[str(fields.get(self.source["by"], "?"))] += 1
         if self.source["match"]:
-            self.newest = [*self.newest[-NEWEST + 1 :], line]
+            self.newest = [*self.newest[-tallies.NEWEST + 1 :], line]
 
     def result(self, where: str) -> dict[str, t.Any]:
         covered, note = self._covered()
@@ -259,11 +227,9 @@ class _Reading:
         lines = self.text.count("\n")
         evidence: dict[str, t.Any] = {"log": where, "lines": lines, "matched": self.matched, "window": covered}
         if self.newest:
-            evidence["newest"] = [mask_text(line.rstrip())[:LINE] for line in reversed(self.newest)]
+            evidence["newest"] = [mask_text(line.rstrip())[: tallies.LINE] for line in reversed(self.newest)]
         if self.groups:
-            evidence[f"by_{self.source['by']}"] = [
-                {self.source["by"]: name, "count": count} for name, count in self.groups.most_common(TOP)
-            ]
+            evidence[f"by_{self.source['by']}"] = tallies.top(self.source["by"], self.groups)
         if self.unreadable:
             evidence["unreadable"] = self.unreadable
         kind = self.source["value"]
@@ -293,32 +259,10 @@ class _Reading:
         return self.matched / max(1.0, self.now - self.oldest), note
 
     def _quantile(self, evidence: dict[str, t.Any], note: str | None) -> tuple[float | None, int, str | None]:
-        """The quantile, or the worst group's; fewer lines than it needs would give their maximum: nothing then."""
         wanted = self.source["quantile"]
-        least = judge.least_for(wanted)
         if self.source["of"]:
-            return self._upper_part(wanted, least, evidence, note)
-        rows = sorted(
-            (
-                (loglines.quantile(numbers, judge.robust(wanted, len(numbers))), len(numbers), name)
-                for name, numbers in self.numbers.items()
-                if len(numbers) >= least
-            ),
-            reverse=True,
-        )
-        if not rows:
-            most = max((len(numbers) for numbers in self.numbers.values()), default=0)
-            return None, most, f"{most} lines, and a quantile of {wanted:g} needs {least}"
-        if self.source["by"]:
-            evidence.pop(f"by_{self.source['by']}", None)
-            evidence["worst"] = rows[0][2]
-            evidence[f"by_{self.source['by']}"] = [
-                {self.source["by"]: name, "value": value, "samples": count} for value, count, name in rows[:TOP]
-            ]
-        judged = judge.robust(wanted, rows[0][1])
-        if judged < wanted:
-            note = f"quantile {judged:.3g}, as {rows[0][1]} requests are few for {wanted:g}"
-        return rows[0][0], rows[0][1], note
+            return self._upper_part(wanted, judge.least_for(wanted), evidence, note)
+        return tallies.worst_quantile(self.numbers, wanted, self.source["by"], evidence, note)
 
     def _upper_part(
         self, wanted: float, least: int, evidence: dict[str, t.Any], note: str | None
@@ -375,8 +319,7 @@ class _Ranking:
         self.least = source["least"]
         if source["fresh"] and 0 < fresh < self.seconds:
             text = window.newest(now - fresh)
-            # As many in less time; one alone is not an attack yet.
-            self.least = max(min(2, self.least), round(self.least * fresh / self.seconds))
+            self.least = tallies.least_after(self.least, fresh, self.seconds)
             self.seconds = fresh
         rest = _after(source["since"], text) if source["since"] else None
         if rest is not None:
@@ -431,35 +374,17 @@ class _Ranking:
         active = None
         if self.source["active"]:
             active = self._count(self.window.newest(self.now - self.source["active"]))[0]
-        usual: Counter[str] = Counter()
+        usual = None
         if self.source["before"]:
             if self.earlier_seconds < self.source["window"]:
                 said = f"{where} does not go back far enough to tell what is usual"
                 return {"value": None, "samples": None, "evidence": evidence, "note": said}
-            usual, _good = self._count(self.earlier)
+            usual = tallies.Usual(self._count(self.earlier)[0], self.earlier_seconds, self.source["times"])
             evidence["compared_with"] = f"the {judge.show(self.earlier_seconds, 's')} before"
-        listed = []
-        for name, count in groups.most_common():
-            if count < self.least:
-                break
-            if active is not None and name not in active:
-                continue
-            row: dict[str, t.Any] = {"name": name, "count": count}
-            if self.succeeded:
-                row["succeeded"] = good[name]
-            if self.source["before"]:
-                average = usual[name] * self.seconds / self.earlier_seconds
-                if usual[name] and count < self.source["times"] * average:
-                    continue
-                row.update(before=round(average, 2), new=not usual[name])
-            listed.append(row)
+        listed = tallies.ranked(groups, self.seconds, self.least, active, good if self.succeeded else None, usual)
         evidence["matched"] = sum(groups.values())
-        evidence[f"by_{self.source['by']}"] = [
-            {self.source["by"]: name, "count": count} for name, count in groups.most_common(TOP)
-        ]
-        evidence["listed"] = listed[:LISTED]
-        if len(listed) > LISTED:
-            note = "; ".join(filter(None, (note, f"only the first {LISTED} of {len(listed)} are listed")))
+        evidence[f"by_{self.source['by']}"] = tallies.top(self.source["by"], groups)
+        note = tallies.list_in(evidence, listed, note)
         return {"value": len(listed), "samples": None, "evidence": evidence, "note": note}
 
 

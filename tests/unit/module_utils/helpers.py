@@ -155,10 +155,16 @@ class Web:
         self.pages = {}
         self.requests = []
         self.headers = []
+        # What came with each POST.
+        self.bodies = []
         web = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                web.bodies.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+                self.do_GET()
 
             def do_GET(self):
                 web.requests.append(self.path)

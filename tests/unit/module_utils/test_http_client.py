@@ -370,6 +370,18 @@ def test_body_goes_as_json(method):
     assert json.loads(body) == {"goal": "\u00fc", "k": 2}
 
 
+def test_certificate_is_verified_for_a_body_too(tls):
+    with Web(tls) as server:
+        server.pages["/ask"] = b"{}"
+        with pytest.raises(NoAnswer) as caught:
+            send("POST", f"{server.url}/ask", {})
+        assert caught.value.kind == "tls"
+        assert server.bodies == []
+        assert send("POST", f"{server.url}/ask", {"a": 1}, ca_path=tls.ca).status == 200
+        assert send("POST", f"{server.url}/ask", {"a": 2}, validate_certs=False).status == 200
+        assert server.bodies == [b'{"a": 1}', b'{"a": 2}']
+
+
 @pytest.mark.parametrize("body", [None, {}])
 def test_content_type_is_there_whatever_the_body(body):
     requests = []

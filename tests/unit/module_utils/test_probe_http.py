@@ -8,6 +8,7 @@ import pytest
 
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.probes import http
+from ansible_collections.oncall.runbooks.tests.unit.module_utils import helpers
 from ansible_collections.oncall.runbooks.tests.unit.module_utils.helpers import Web, context, look, source
 
 
@@ -39,6 +40,82 @@ def test_json_travels_whole_and_unjudged(web):
     web.pages["/"] = (200, "application/json", json.dumps(body))
     seen = look("http", url=web.url, value="json", jmespath="components")
     assert (seen["outcome"], seen["value"], seen["evidence"]) == ("json", body, {"status": 200})
+
+
+def test_body_is_posted_once(web):
+    web.pages["/ask"] = (200, "application/json", '{"contexts": []}')
+    seen = look(
+        "http",
+        context(the_key="s3same"),
+        url=f"{web.url}/ask",
+        value="json",
+        jmespath="contexts",
+        body={"question": "ü", "rerank": True},
+        secret_headers={"X-API-Key": "the_key"},
+    )
+    assert (seen["outcome"], seen["value"]) == ("json", {"contexts": []})
+    assert [json.loads(body) for body in web.bodies] == [{"question": "ü", "rerank": True}]
+    assert web.headers[0]["Content-Type"] == "application/json"
+    assert web.headers[0]["X-API-Key"] == "s3same"
+
+
+def test_an_empty_body_is_one(web):
+    web.pages["/ask"] = b"ok"
+    assert look("http", url=f"{web.url}/ask", body={})["value"] == 200
+    assert web.bodies == [b"{}"]
+
+
+@pytest.mark.parametrize(("status", "says"), [(302, "answers 302"), (422, "answers 422"), (500, "answers 500")])
+def test_a_post_is_not_asked_twice(web, status, says):
+    web.pages["/ask"] = (status, "application/json", "{}")
+    with pytest.raises(NoAnswer, match=rf"^POST {web.url}/ask {says}\.$"):
+        look("http", url=f"{web.url}/ask", value="json", jmespath="a", body={})
+    assert (web.requests, web.bodies) == (["/ask"], [b"{}"])
+
+
+def test_requests_with_other_bodies_are_others(web):
+    web.pages["/ask"] = b"ok"
+    shared = context()
+    for body in ({"a": 1}, {"a": 2}, {"a": 1}, {}, None, {}):
+        look("http", shared, url=f"{web.url}/ask", body=body)
+    look("http", shared, url=f"{web.url}/ask", timeout=3.0)
+    assert web.bodies == [b'{"a": 1}', b'{"a": 2}', b"{}"]
+    assert len(web.requests) == 5
+
+
+def test_timeout_of_its_own(web):
+    def slow(_path):
+        time.sleep(0.5)
+        return b"ok"
+
+    web.pages["/"] = slow
+    assert look("http", context(timeout=0.1), url=web.url, timeout=helpers.PATIENCE)["value"] == 200
+    with pytest.raises(NoAnswer, match=r"does not answer within 0\.1 s"):
+        look("http", context(timeout=helpers.PATIENCE), url=web.url, timeout=0.1)
+    seen = look("http", context(timeout=0.1), url=web.url, timeout=helpers.PATIENCE, value="total", samples=2)
+    assert "of 2 own timings" in seen["note"]
+
+
+def test_several_answers_are_a_list(web):
+    web.pages["/status"] = [(200, "application/json", json.dumps({"enabled": even})) for even in (True, False, True)]
+    seen = look("http", url=f"{web.url}/status", value="json", jmespath="[].enabled", samples=3)
+    assert (seen["outcome"], seen["value"]) == ("json", [{"enabled": True}, {"enabled": False}, {"enabled": True}])
+    assert seen["evidence"] == {"status": 200, "answers": 3}
+    assert len(web.requests) == 3
+
+
+def test_several_answers_of_which_one_is_none(web):
+    good = (200, "application/json", "{}")
+    for bad, says in [
+        ((500, "application/json", "{}"), "answers 500"),
+        ((200, "text/html", "<p>"), "answers 200 with text/html instead of JSON"),
+    ]:
+        web.pages["/status"] = [good, bad, good]
+        with pytest.raises(NoAnswer, match=says):
+            look("http", url=f"{web.url}/status", value="json", jmespath="a", samples=3)
+    web.pages["/status"] = (200, "application/json", json.dumps("x" * 300_000))
+    with pytest.raises(NoAnswer, match="2 answers are larger than 512 KiB"):
+        look("http", url=f"{web.url}/status", value="json", jmespath="a", samples=2)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +221,8 @@ def test_certificate_is_verified_for_the_check_that_asks_for_it(tls, first):
         ({"url": "http://h", "samples": 1001}, "samples is 1001"),
         ({"url": "http://h", "quantile": 1.0}, "quantile is 1.0; it lies between 0 and 1"),
         ({"url": "http://h", "quantile": 0.0}, "quantile is 0.0"),
+        ({"url": "http://h", "timeout": 0.0}, "timeout is 0; it is a number of seconds above 0, at most 600"),
+        ({"url": "http://h", "timeout": 601.0}, "timeout is 601"),
     ],
 )
 def test_mistakes(values, says):
@@ -155,3 +234,4 @@ def test_description_names_what_is_looked_at_and_no_credentials():
     assert http.describe(source("http", url="http://u:pw@h/x")) == "http http://h/x status"
     assert http.describe(source("http", url="http://h/x", value="json", jmespath="a.b")) == "http http://h/x a.b"
     assert http.describe(source("http", url="http://h/x", value="header", header="Age")) == "http http://h/x Age"
+    assert http.describe(source("http", url="http://u:pw@h/ask", body={})) == "http POST http://h/ask status"

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import loglines
+from ansible_collections.oncall.runbooks.plugins.module_utils import loglines, tallies
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.probes import log
 from ansible_collections.oncall.runbooks.tests.unit.module_utils import helpers
@@ -260,7 +260,7 @@ def test_count_by(write):
     path = write(*(request(f"/{number % 7}") for number in range(20)))
     rows = look("log", path=path, match="completed", by="path")["evidence"]["by_path"]
     assert rows[0] == {"path": "/0", "count": 3}
-    assert len(rows) == log.TOP
+    assert len(rows) == tallies.TOP
 
 
 def test_distinct(write):
@@ -272,7 +272,7 @@ def test_newest_are_the_last_newest_first_and_short(write):
     path = write(*(event(f"tick {number}") for number in range(10)), event("tick last " + "x" * 1000))
     newest = look("log", path=path, match="tick")["evidence"]["newest"]
     assert [re.findall(r"tick (\w+)", line)[0] for line in newest] == ["last", "9", "8"]
-    assert max(map(len, newest)) <= log.LINE
+    assert max(map(len, newest)) <= tallies.LINE
 
 
 KEY = "em_live_0123456789abcdef"
@@ -286,7 +286,7 @@ KEY = "em_live_0123456789abcdef"
         "refused Authorization: Bearer s3same0pen",
         "refused redis://user:s3same0pen@host/0",
         # At the end of what is shown: cut first and masked then, half a key would be left.
-        "refused " + "x" * (log.LINE - 20) + f" {KEY}",
+        "refused " + "x" * (tallies.LINE - 20) + f" {KEY}",
     ],
 )
 def test_newest_show_no_keys(write, line):

@@ -318,6 +318,21 @@ def test_a_chain_of_slow_needs_is_not_cut_short(web):
     assert set(map(tuple, outcomes(run(chain, context(timeout=0.4))).values())) == {("value",)}
 
 
+def test_a_source_with_more_time_has_it(web):
+    def slow(_path):
+        time.sleep(1.5)
+        return b"ok"
+
+    web.pages["/slow"] = slow
+    patient = source("http", url=f"{web.url}/slow", timeout=PATIENCE)
+    assert outcomes(run([check("a", patient)], context(timeout=0.1))) == {"a": ["value"]}
+
+
+def test_deadline_of_a_source_is_its_own(endless):
+    results = run([check("a", {**endless, "timeout": 0.3})], context(timeout=PATIENCE))
+    assert results["a"]["looks"][-1]["note"] == "The probe did not end within its deadline of 0.3 s."
+
+
 def test_a_secret_that_cannot_be_had_is_told_apart(page, web):
     """Its silence says nothing of the service, so it must not count as an incident; and nothing is asked without it."""
     asked = {**page("/a"), "problem": "The secret key is empty."}

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
-from lab.layout import Layout, write_private
+from lab.layout import write_private
 from lab.vritti.storage import CustomerDatabase
 
 # Enough customers for a spike to spread over; regular traffic uses the first few.
@@ -14,13 +15,13 @@ CUSTOMERS = 40
 _TIERS = ("free", "starter", "pro", "enterprise")
 
 
-def seed_customers(layout: Layout, line: str) -> None:
+def seed_customers(customers_db: Path, keys: Path, line: str) -> None:
     """Create customers.db and keys.json, unless those of the same line are there."""
-    if layout.customers_db.exists() and _seeded_line(layout) == line:
+    if customers_db.exists() and _seeded_line(keys) == line:
         return
     # The two lines' keys and tables differ: a database of the other line would be of no use to this one.
-    shutil.rmtree(layout.customers_db.parent, ignore_errors=True)
-    database = CustomerDatabase(layout.customers_db, line)
+    shutil.rmtree(customers_db.parent, ignore_errors=True)
+    database = CustomerDatabase(customers_db, line)
     customers = []
     for number in range(1, CUSTOMERS + 1):
         customer_id = f"customer-{number:02d}"
@@ -31,12 +32,12 @@ def seed_customers(layout: Layout, line: str) -> None:
             {"customer_id": customer_id, "subscription_tier": tier, "key_id": key.key_id, "api_key": key.api_key}
         )
     database.close()
-    write_private(layout.keys, json.dumps({"line": line, "customers": customers}, indent=2) + "\n")
+    write_private(keys, json.dumps({"line": line, "customers": customers}, indent=2) + "\n")
 
 
-def _seeded_line(layout: Layout) -> str | None:
+def _seeded_line(keys: Path) -> str | None:
     try:
-        line = json.loads(layout.keys.read_text(encoding="utf-8"))["line"]
+        line = json.loads(keys.read_text(encoding="utf-8"))["line"]
     except (OSError, ValueError, KeyError):
         return None
     return str(line)
