@@ -96,7 +96,11 @@ def restore(options: Options, check: bool, seen: Seen | None = None) -> Told:
     index = _Index(options)
     try:
         if check:
-            return index.run(check=True, seen=seen)
+            told = index.run(check=True, seen=seen)
+            for begun in index.jobs():
+                told["changed"] = True
+                told["notes"].append(f"what a killed run has begun is finished first; see {begun}")
+            return told
         with faiss_backups.alone(index.parent, index.until):
             finished = index.finish()
             told = index.run(check=False)
@@ -132,8 +136,13 @@ class _Index:
         self.inside = os.path.join(self.path, faiss_index.UNFINISHED.format(name=options.name))
 
     def whereabouts(self) -> str:
-        left = [work for work in (self.beside, self.inside) if os.path.exists(os.path.join(work, _JOB))]
+        left = self.jobs()
         return f" What a run has begun is in {left[0]}, and the next one goes on." if left else " Nothing was changed."
+
+    def jobs(self) -> list[str]:
+        """What runs have begun and not ended."""
+        jobs = [os.path.join(work, _JOB) for work in (self.beside, self.inside)]
+        return [job for job in jobs if os.path.exists(job)]
 
     # A run.
 

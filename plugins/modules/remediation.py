@@ -70,7 +70,8 @@ options:
     default: {}
   settled:
     description:
-      - What documents among O(looks) say, which only the controller can evaluate, by name. Without it such a call changes nothing and returns RV(documents).
+      - What documents among O(looks) say, which only the controller can evaluate, by name. Without it such a call
+        changes nothing and returns RV(documents).
     type: dict
     default: {}
     version_added: "0.6.0"
@@ -115,7 +116,9 @@ private:
   type: str
   returned: success
 documents:
-  description: What is to be evaluated on the controller and given back as O(settled), by name, each with its C(source) and its C(look).
+  description:
+    - What is to be evaluated on the controller and given back as O(settled), by name, each with its C(source) and its
+      C(look).
   returned: when a look gives a document and O(settled) has not got it
   type: dict
   version_added: "0.6.0"

@@ -19,6 +19,7 @@ author:
   - oncall.runbooks maintainers (@oncall)
 extends_documentation_fragment:
   - oncall.runbooks.attributes.info
+  - oncall.runbooks.attributes
 options:
   paths:
     description:

@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
         if not self.check_event(yaml.AliasEvent):
             return super().compose_node(parent, index)
         event = self.peek_event()
-        target = super().compose_node(parent, index)
+        target = t.cast(yaml.Node, super().compose_node(parent, index))
         self.shared.add(id(target))
         return _Alias(target, event.start_mark, event.end_mark)
 

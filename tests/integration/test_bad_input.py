@@ -88,7 +88,7 @@ def test_uncovered_hosts_are_one_line(lab: RunningLab, tmp_path: Path) -> None:
         pytest.param(
             check(treshold=1), "The check wrong is wrong: the check has the unknown key 'treshold'", marks=both_ends
         ),
-        (check(sources=[{"probe": "htpp", "url": "http://x"}]), "unknown probe 'htpp'; there are blocklist, dlq, faiss"),
+        (check(sources=[{"probe": "htpp", "url": "http://x"}]), "unknown probe 'htpp'; there are blocklist, dlq,"),
         (check(sources=[{"probe": "http", "url": "localhost:8000/health"}]), "has no scheme; write http://localhost:8000/health"),
         (check(thresholds=[{"above": 1, "label": "P3"}, {"above": 2, "label": "P2"}]), "can never match"),
         (check(thresholds=[]), "it could never fail"),

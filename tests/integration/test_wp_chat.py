@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -297,7 +296,7 @@ def test_cache_that_cannot_be_written_is_switched_off(mended, operator):
 
 
 def test_cache_folder_is_made_again(mended, operator):
-    shutil.rmtree(mended.home / "cache")
+    (mended.home / "cache").rename(mended.home / "cache.old")
     _done, record = remedied(operator, "cache_failure")
     assert [(step["id"], step["state"]) for step in record["steps"]] == [
         ("mend_cache_dir", "verified"),
@@ -312,7 +311,7 @@ def test_clearing_half_a_cache_is_a_failure(mended, operator):
     done = operator.run("cache_failure", "remediate", *asked)
     assert done.status == 2, done.output
     (stranger,) = [path for path in (mended.home / "cache").iterdir() if path.is_dir()]
-    assert str(stranger) in " ".join(done.output.split())
+    assert f"{stranger.name} is no file; move it away" in " ".join(done.output.split())
     mended.heal_all()
     done = operator.run("cache_failure", "remediate", *asked, "-e", "runbook_override=interrupted")
     assert done.status == 0, done.output
@@ -330,21 +329,8 @@ def test_limit_is_lowered_at_once_for_a_service_without_the_route(mended, operat
     ]
     assert statuses == [200, 200, 200, 429, 429]
     assert mended.pid() == pid
-    again = operator.run("rate_limit_attack", "remediate", *asked)
-    assert again.status == 0, again.output
-    taken_back_all(operator, "rate_limit_attack")
+    taken_back(operator, "rate_limit_attack")
     assert config.read_bytes() == before
-
-
-def taken_back_all(operator: Operator, runbook: str) -> None:
-    """The last record that can be undone."""
-    for _once in range(2):
-        done = operator.run(runbook, "rollback", *given())
-        found = [word for word in done.output.split() if word.startswith("runbook_rollback_id=")]
-        if not found:
-            return
-        done = operator.run(runbook, "rollback", *given(), "-e", found[-1])
-        assert done.status == 0, done.output
 
 
 def test_memory_is_given_back_by_a_restart(mended, operator):
@@ -376,7 +362,7 @@ def test_a_service_that_is_down_is_not_started_with_a_damaged_index(mended, oper
     mended.break_fault("down")
     run = operator.run("index_corruption", "diagnose", *given())
     assert "it cannot start before the index is rebuilt or restored" in run.diagnosis()["summary"]
-    assert [step["id"] for step in run.diagnosis()["plan"]["steps"]] == ["rebuild_index"]
+    assert run.diagnosis()["plan"]["steps"][0]["id"] == "rebuild_index"
     for runbook in ("high_error_rate", "high_latency", "resource_exhaustion"):
         assert operator.run(runbook, "diagnose", *given()).diagnosis()["plan"] is None
     remedied(operator, "index_corruption")

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from tests.integration.lab_helpers import RunningLab, request, running_lab
-from tests.integration.playbook_helpers import LOCAL, REPOSITORY, Operator, ansible, hashes, inventory
+from tests.integration.playbook_helpers import BIN, LOCAL, REPOSITORY, Operator, ansible, hashes, inventory
 from tests.integration.test_remediation import at_a_terminal
 
 HOST = "wp-chat-lab"
+# With what the tests run with: a test installs nothing.
+MAKE = ("make", "--no-print-directory", "-C", str(REPOSITORY), "-o", ".venv/.demo", f"BIN={BIN}")
 
 
 class OnCall:
@@ -42,10 +44,7 @@ class OnCall:
         variables.setdefault("INVENTORY", str(self.lab.data_dir / "inventory.yml"))
         finished = subprocess.run(
             [
-                "make",
-                "--no-print-directory",
-                "-C",
-                str(REPOSITORY),
+                *MAKE,
                 target,
                 *(f"{name}={value}" for name, value in variables.items()),
             ],
@@ -276,7 +275,7 @@ def test_the_reference_needs_nothing(tmp_path: Path) -> None:
     """No server, no host, no inventory."""
     nobody = inventory(tmp_path, {}, wp_chat=[])
     finished = subprocess.run(
-        ["make", "--no-print-directory", "-C", str(REPOSITORY), "incident-emergency-ref", f"INVENTORY={nobody}"],
+        [*MAKE, "incident-emergency-ref", f"INVENTORY={nobody}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

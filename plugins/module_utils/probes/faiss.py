@@ -191,4 +191,6 @@ def _restore(context: Context, source: t.Mapping[str, t.Any], path: str) -> dict
         told = faiss_restoring.restore(options, check=True, seen=_seen(context, source, path, "quick"))
     except Refused as error:
         raise NoAnswer(str(error), "no data") from None
-    return {"value": faiss_restoring.in_words(told), "evidence": told}
+    # In a finding, `changed` is what is new since the last one.
+    evidence = {key: value for key, value in told.items() if key != "changed"}
+    return {"value": faiss_restoring.in_words(told), "evidence": evidence}

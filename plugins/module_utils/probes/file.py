@@ -103,7 +103,10 @@ def look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[str, 
         return _exists(context, source)
     text, path, status = _chosen(context, source)
     if status is None and value != "writable":
-        raise Absent("; ".join(filter(None, (_missing(path), source.get("note") if value == "match" else None))) + ".")
+        if value == "match":
+            # What does not exist has no such line.
+            return _no_match(path, _missing(path), source.get("note"))
+        raise Absent(f"{_missing(path)}.")
     try:
         if status is None or value == "writable":
             return _writable(context, source["port"], text, path, status)
@@ -350,8 +353,13 @@ def _read(path: str) -> bytes:
 def _match(path: str, pattern: str, otherwise: str | None) -> dict[str, t.Any]:
     """Whether a line of a file matches; `otherwise` says what to do where none does."""
     found = re.search(pattern, _read(path).decode("utf-8", "replace"), re.MULTILINE)
-    note = None if found else "; ".join(filter(None, (f"{path} has no line that matches {pattern}", otherwise)))
-    return {"value": bool(found), "evidence": {"file": path}, "note": note}
+    if not found:
+        return _no_match(path, f"{path} has no line that matches {pattern}", otherwise)
+    return {"value": True, "evidence": {"file": path}, "note": None}
+
+
+def _no_match(path: str, why: str, otherwise: str | None) -> dict[str, t.Any]:
+    return {"value": False, "evidence": {"file": path}, "note": "; ".join(filter(None, (why, otherwise)))}
 
 
 def _content(path: str, value: str) -> dict[str, t.Any]:

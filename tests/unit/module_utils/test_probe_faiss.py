@@ -159,7 +159,9 @@ class TestRestore:
         found = seen(service, value="restore")
         assert found["value"].startswith(f"from {archive} of ")
         assert f"({COUNT} vectors): there now: {COUNT} vectors, truncated" in found["value"]
-        assert found["evidence"]["changed"]
+        assert found["evidence"]["action"] == "restored"
+        # In a finding, that is what is new since the last one.
+        assert "changed" not in found["evidence"]
         assert contents(service.index) == before
 
     def test_none_to_restore(self, service):

@@ -315,6 +315,15 @@ def test_fresh(write):
     assert look("jsonl", after_step(5), **bad, fresh=True)["value"] is None
 
 
+def test_a_few_lines_since_a_step_stand_for_what_the_window_would_have(write):
+    asked = {"value": "share", "match": {"status_code": "^5"}, "window": 300, "fresh": True}
+    assert look("jsonl", after_step(10), path=write(*map(line, (1, 2, 3, 4))), **asked)["samples"] == 4
+    enough = write(*map(line, (1, 2, 3, 4, 5)))
+    assert look("jsonl", after_step(10), path=enough, **asked)["samples"] == 150
+    # Without a step the lines are what they are.
+    assert look("jsonl", after_step(0), path=enough, **asked)["samples"] == 5
+
+
 # --- who stands out
 
 
