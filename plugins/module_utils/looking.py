@@ -95,5 +95,5 @@ def absolute(context: Context, path: str, port: int | None) -> str:
     raise NoAnswer(
         f"{path} is relative to where the service was started, and nothing listens on port {port}; give an absolute "
         "path.",
-        "no data",
+        "place",
     )

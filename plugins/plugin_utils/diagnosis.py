@@ -86,7 +86,7 @@ def _choose(
         absent = absent and outcome == "absent"
         forbidden = forbidden or look.get("kind") == "permission"
         # Silence for these reasons is about the question, not about the service.
-        about_it = look.get("kind") in ("tls", "name", "secret", "authentication")
+        about_it = look.get("kind") in ("tls", "name", "secret", "authentication", "place")
         foreign = foreign or (about_it and not (check["on_no_data"] == "skipped" and _dispensable(look)))
         passed.append({"source": name, "reason": reason})
     reasons = list(dict.fromkeys(item["reason"].rstrip(".") for item in passed if item["reason"])) or [
@@ -119,11 +119,11 @@ def settled(source: t.Mapping[str, t.Any], look: t.Mapping[str, t.Any], search: 
 
 
 def _dispensable(look: t.Mapping[str, t.Any]) -> bool:
-    """What a check that only helps to explain may do without: a key that nobody gave, a name that does not resolve.
+    """What a check that is not needed may do without: a key nobody gave, a name that does not resolve, a place unknown.
 
     A key that cannot be decrypted is a mistake, and stays one.
     """
-    return look["kind"] == "name" or (look["kind"] == "secret" and str(look.get("note")).endswith(NOT_GIVEN))
+    return look["kind"] in ("name", "place") or (look["kind"] == "secret" and str(look.get("note")).endswith(NOT_GIVEN))
 
 
 def judge_check(

@@ -3,6 +3,7 @@
 
     python tests/hosts/hosts.py up vritti-1 vritti-2      start them (the first time builds the image: a minute or two)
     python tests/hosts/hosts.py up --lab vritti-1         and run the lab's services there, as systemd units
+    python tests/hosts/hosts.py up --lab --service wp_chat vritti-1      or wp_chat's, in the place of Vritti's
     python tests/hosts/hosts.py inventory                 the inventory's path, for ansible -i
     python tests/hosts/hosts.py ssh vritti-1 [COMMAND]    log in
     python tests/hosts/hosts.py down                      remove them all
@@ -37,6 +38,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from packaging.markers import Marker
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -44,10 +48,25 @@ ROOT = HERE.parents[1]
 USER = "oncall"
 LAB = "/opt/lab"  # where the checkout's lab/ goes; its environment is in the image
 LAB_PYTHON = "/opt/lab-venv/bin/python"
-LAB_USER = "vritti"
-LAB_HOME = "/var/lib/vritti-lab/vritti"  # where `python -m lab install` puts these two
-LAB_SETTINGS = "/etc/vritti/vritti.env"
-GROUP = "vritti"
+
+
+@dataclasses.dataclass(frozen=True)
+class LabService:
+    """One of the lab's services on a host, which is in the group of its name; `python -m lab install` puts it there."""
+
+    user: str
+    data: str
+    settings: str
+    units: tuple[str, ...]
+
+
+VRITTI, WP_CHAT = "vritti", "wp_chat"
+SERVICES = {
+    VRITTI: LabService(
+        "vritti", "/var/lib/vritti-lab", "/etc/vritti/vritti.env", ("vritti", "kyrodb-text", "kyrodb-image")
+    ),
+    WP_CHAT: LabService("wp-chat", "/var/lib/wp-chat-lab", "/etc/wp-chat/wp-chat.env", ("wp-chat",)),
+}
 
 RELEASE, RELEASE_IMAGE, RELEASE_PYTHON = "bookworm", "docker.io/library/debian:12", "3.11"
 PACKAGES = (
@@ -212,7 +231,10 @@ def requirements() -> str:
     demo, target = ((ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8") for name in ("demo", "target"))
     lines = [line for line in demo.splitlines() if re.match(r"\w", line) and not line.startswith("ansible-core")]
     lines += [line for line in target.splitlines() if line.startswith("zstandard")]
-    return "".join(f"{line}\n" for line in lines)
+    # Pip asks a condition of the Python that it runs with, and these are for another one.
+    python = {"python_version": RELEASE_PYTHON, "python_full_version": f"{RELEASE_PYTHON}.0"}
+    wanted = [(name, condition) for name, _, condition in (line.partition(" ; ") for line in lines)]
+    return "".join(f"{name}\n" for name, condition in wanted if not condition or Marker(condition).evaluate(python))
 
 
 def provide_image(engine: Engine) -> str:
@@ -310,7 +332,7 @@ class Hosts:
             "exec", "-i", self.container(name), "sh", "-euc", script, seconds=seconds, content=content
         )
 
-    def up(self, names: Sequence[str], *, lab: bool) -> None:
+    def up(self, names: Sequence[str], *, lab: str) -> None:
         image = provide_image(self.engine)
         self.provide_key()
         there = set(self.names(running=True))
@@ -328,7 +350,7 @@ class Hosts:
             for name in names:
                 run([*self.ssh(name), "sudo -n true"])
                 if lab:
-                    self.install_lab(name)
+                    self.install_lab(name, lab)
                 say(f"{name}: up" if name in fresh else f"{name}: was up already")
             if lab:
                 self.write_inventory()
@@ -385,43 +407,56 @@ class Hosts:
 
     def write_inventory(self) -> None:
         """The inventory of all hosts that run, and their host keys as the hosts themselves tell them."""
-        ssh = shlex.join(self.ssh_options())
-        hosts, keys = {}, []
+        variables = {
+            "ansible_user": USER,
+            "ansible_ssh_private_key_file": str(self.key),
+            "ansible_ssh_common_args": shlex.join(self.ssh_options()),
+            "ansible_python_interpreter": "/usr/bin/python3",
+        }
+        groups: dict[str, dict[str, Any]] = {}
+        keys = []
         for name in self.names(running=True):
             address = self.address(name)
             keys.append(f"{address} {self.shell(name, 'cat /etc/ssh/ssh_host_ed25519_key.pub')}\n")
             started = self.engine.run("inspect", "--format={{.Id}}", self.container(name))[:12]
+            service = self.lab_service(name)
+            hosts = groups.setdefault(service or VRITTI, {"hosts": {}, "vars": variables})["hosts"]
             hosts[name] = {
                 "ansible_host": address,
                 # A new host may get the address of an old one, but not the connection that ssh keeps open to it; nor
                 # another user's.
                 "ansible_control_path": f"%(directory)s/{started}-%%r",
-                **self.lab_variables(name),
+                **(self.lab_variables(name, service) if service else {}),
             }
-        variables = {
-            "ansible_user": USER,
-            "ansible_ssh_private_key_file": str(self.key),
-            "ansible_ssh_common_args": ssh,
-            "ansible_python_interpreter": "/usr/bin/python3",
-        }
         self.known_hosts.write_text("".join(keys), encoding="utf-8")
         # JSON is YAML.
-        text = json.dumps({GROUP: {"hosts": hosts, "vars": variables}}, indent=2)
+        text = json.dumps(groups, indent=2)
         self.inventory.touch(mode=0o600)  # it may hold an admin key
         self.inventory.write_text(f"---\n{text}\n", encoding="utf-8")
 
-    def lab_variables(self, name: str) -> dict[str, str]:
-        """Where the lab's Vritti is, on a host that has it; its ports and units are the runbooks' own."""
-        settings = self.shell(name, f"if test -e {LAB_SETTINGS}; then cat {LAB_SETTINGS}; fi")
+    def lab_service(self, name: str) -> str:
+        """Which of the lab's services a host has; it has one at a time."""
+        script = "".join(f"if test -e {service.settings}; then echo {key}; fi\n" for key, service in SERVICES.items())
+        return self.shell(name, script)
+
+    def lab_variables(self, name: str, service: str) -> dict[str, str]:
+        """Where the lab's service is, on a host that has it; its ports and units are the runbooks' own."""
+        data = SERVICES[service].data
+        if service == WP_CHAT:
+            return {
+                "wp_chat_home": f"{data}/wp_chat",
+                "wp_chat_log_path": "journal:wp-chat.service",
+                "wp_chat_rebuild_command": f"{LAB_PYTHON} {LAB}/lab/wp_chat",
+                "wp_chat_models_backup": f"{data}/models_backup",
+            }
+        settings = self.shell(name, f"cat {SERVICES[service].settings}")
         key = re.search(r"^ADMIN_API_KEY=(.*)$", settings, re.MULTILINE)
-        if key is None:
-            return {}
         return {
-            "vritti_admin_api_key": key[1],
-            "vritti_home": LAB_HOME,
+            "vritti_admin_api_key": key[1] if key else "",
+            "vritti_home": f"{data}/vritti",
             "vritti_log_path": "journal:vritti.service",
-            "vritti_customers_db": f"{LAB_HOME}/data/customers.db",
-            "vritti_dlq_path": f"{LAB_HOME}/data/failed_reflections.log",
+            "vritti_customers_db": f"{data}/vritti/data/customers.db",
+            "vritti_dlq_path": f"{data}/vritti/data/failed_reflections.log",
         }
 
     def ssh_options(self) -> list[str]:
@@ -439,13 +474,19 @@ class Hosts:
     def ssh(self, name: str) -> list[str]:
         return ["ssh", *self.ssh_options(), "-o", "BatchMode=yes", "-i", str(self.key), f"{USER}@{self.address(name)}"]
 
-    def install_lab(self, name: str) -> None:
+    def install_lab(self, name: str, service: str) -> None:
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w") as archive:
             archive.add(ROOT / "lab", "lab", filter=lambda file: None if "__pycache__" in file.name else file)
         self.shell(name, f"mkdir -p {LAB}; tar -x --no-same-owner -C {LAB}", content=packed.getvalue())
-        command = f"cd {LAB}; {LAB_PYTHON} -m lab install --prefix {LAB} --user {LAB_USER}"
-        self.shell(name, command, seconds=SLOW)
+        for other in (SERVICES[key] for key in SERVICES if key != service):
+            files = " ".join(f"/etc/systemd/system/{unit}.service" for unit in other.units)
+            script = (
+                f"systemctl disable --quiet --now {' '.join(other.units)}; rm -rf {files} {other.settings} {other.data}"
+            )
+            self.shell(name, f"if test -e {other.settings}; then {script}; systemctl daemon-reload; fi", seconds=SLOW)
+        options = f"--service {service} --prefix {LAB} --user {SERVICES[service].user}"
+        self.shell(name, f"cd {LAB}; {LAB_PYTHON} -m lab install {options}", seconds=SLOW)
 
     def remove(self, names: Sequence[str]) -> None:
         for name in names:
@@ -471,6 +512,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", parents=[common], help="start hosts; those that run already are kept")
     up.add_argument("--lab", action="store_true", help="run the lab's services on them, as systemd units")
+    up.add_argument("--service", choices=tuple(SERVICES), default=VRITTI, help="whose (default: %(default)s)")
     up.add_argument("names", nargs="+", metavar="NAME")
     commands.add_parser("down", parents=[common], help="remove all hosts of the directory")
     commands.add_parser("inventory", parents=[common], help="write the inventory anew and print its path")
@@ -499,7 +541,7 @@ def main() -> int:
                 )
         hosts = Hosts(choose_engine(), directory)
         if arguments.command == "up":
-            hosts.up(names, lab=arguments.lab)
+            hosts.up(names, lab=arguments.service if arguments.lab else "")
             say(f"inventory: {hosts.inventory}")
             return 0
         if arguments.command == "inventory":

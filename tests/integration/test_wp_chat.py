@@ -258,8 +258,12 @@ def test_index_is_built_anew(mended, operator):
 @pytest.mark.parametrize("remembered", [True, False], ids=["server remembers the backup", "server was restarted"])
 def test_a_flipped_byte_is_found_by_its_checksum_and_restored(mended, operator, remembered):
     asked = given(runbook_steps="backup_index", runbook_max_risk="safe")
-    done = operator.run("index_corruption", "remediate", *asked)
-    assert done.status == 0, done.output
+    for _once in range(2):
+        done = operator.run("index_corruption", "remediate", *asked)
+        assert done.status == 0, done.output
+    # What is backed up already is not backed up again.
+    archives = len(list((mended.home / "backups").glob("*.tar.gz")))
+    assert archives == 1
     if not remembered:
         mended.restart()
         eventually(lambda: mended.get("/stats/health").status == 200, "it answers")

@@ -144,6 +144,9 @@ def test_missing_permission_is_unknown_whatever_silence_means(on_no_data):
         ("name", "skipped", "skipped"),
         ("name", "unknown", "unknown"),
         ("name", "breach", "unknown"),
+        # A file relative to where the service was started, while it does not run, is not a broken one.
+        ("place", "skipped", "skipped"),
+        ("place", "breach", "unknown"),
         # A key that is wrong, and a certificate, are mistakes.
         ("authentication", "skipped", "unknown"),
         ("tls", "skipped", "unknown"),

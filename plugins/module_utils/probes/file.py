@@ -20,7 +20,7 @@ import time
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.oncall.runbooks.plugins.module_utils import clock, jsonlines, procfs
+from ansible_collections.oncall.runbooks.plugins.module_utils import clock, environment_files, jsonlines, procfs
 from ansible_collections.oncall.runbooks.plugins.module_utils.errors import Absent, NoAnswer
 from ansible_collections.oncall.runbooks.plugins.module_utils.looking import Context, absolute
 from ansible_collections.oncall.runbooks.plugins.module_utils.masking import MASK, mask_text
@@ -174,7 +174,21 @@ def _environment(context: Context, path: str, port: int) -> tuple[int, dict[str,
             "permission",
         ) from None
     pairs = (os.fsdecode(word).partition("=") for word in words)
-    return pid, {name: value for name, _equals, value in pairs}
+    return pid, {**_dotenv(context, pid), **{name: value for name, _equals, value in pairs}}
+
+
+def _dotenv(context: Context, pid: int) -> dict[str, str]:
+    """What a .env file where the process was started adds to its environment, as python-dotenv and others do."""
+    path = f"/proc/{pid}/cwd/.env"
+    try:
+        return context.once(("dotenv", path), lambda: environment_files.load(path))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise NoAnswer(
+            f"The service's .env may not be read by {procfs.user(os.geteuid())} ({error.strerror}); run with -b.",
+            "permission",
+        ) from None
 
 
 def _resolved(context: Context, path: str, port: int | None, escape: t.Callable[[str], str] = str) -> str:
@@ -187,7 +201,7 @@ def _resolved(context: Context, path: str, port: int | None, escape: t.Callable[
             text = escape(_home(pid, environment)) + text[1:]
     if os.path.isabs(text):
         return text
-    return os.path.join(escape(absolute(context, "", port)), text)
+    return escape(absolute(context, text, port)[: -len(text)]) + text
 
 
 def _expanded(path: str, environment: t.Mapping[str, str], escape: t.Callable[[str], str]) -> str:

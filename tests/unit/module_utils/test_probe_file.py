@@ -144,6 +144,19 @@ def test_paths_of_the_service(serve, tmp_path):
     assert caught.value.kind == "no data"
 
 
+def test_dotenv_of_the_service(serve, tmp_path):
+    """What is in the environment goes before it."""
+    (tmp_path / ".env").write_text("OTHER=/from/file\nHUB='/hub of it'\n")
+    service = serve(cwd=str(tmp_path), OTHER="/from/environment")
+    for path, meant in {"${HUB}/x": "/hub of it/x", "${OTHER}": "/from/environment", "${NONE:-/y}": "/y"}.items():
+        assert look("file", paths=[path], port=service.port)["evidence"]["file"] == meant
+    (tmp_path / ".env").unlink()
+    (tmp_path / ".env").mkdir()
+    with pytest.raises(NoAnswer, match=r"may not be read by .*; run with -b") as caught:
+        look("file", paths=["${HUB}"], port=service.port)
+    assert caught.value.kind == "permission"
+
+
 @as_root
 def test_home_that_the_host_knows(serve):
     service = serve(uid=1, groups=[1])
@@ -156,8 +169,11 @@ def test_service_that_is_not_there(tmp_path):
     for path in ("~/x", "${A:-/x}"):
         with pytest.raises(NoAnswer, match=f"depends on the service's environment, and nothing listens on port {port}"):
             look("file", paths=[path], port=port)
-    with pytest.raises(NoAnswer, match="is relative to where the service was started, and nothing listens"):
+    with pytest.raises(
+        NoAnswer, match=r"^cache is relative to where the service was started, and nothing lis"
+    ) as caught:
         look("file", paths=["cache"], port=port)
+    assert caught.value.kind == "place"
     # It takes none to see that the first is there.
     assert value_of(paths=[str(tmp_path), "~/x"], port=port) is True
 
@@ -682,8 +698,9 @@ def test_match(tmp_path):
     assert value_of(paths=[str(path)], value="match", pattern="^rebuild-index:") is True
     seen = look("file", paths=[str(path)], value="match", pattern="^index:")
     assert (seen["value"], seen["note"]) == (False, f"{path} has no line that matches ^index:")
-    with pytest.raises(Absent):
-        look("file", paths=[str(tmp_path / "none")], value="match", pattern="x")
+    # What does not exist has no such line.
+    seen = look("file", paths=[str(tmp_path / "none")], value="match", pattern="x")
+    assert (seen["value"], seen["note"]) == (False, f"{tmp_path}/none does not exist")
 
 
 # --- what it may say
