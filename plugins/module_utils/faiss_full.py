@@ -137,28 +137,33 @@ def _ask(
         as_owner = {"user": about.st_uid, "group": about.st_gid, "extra_groups": []}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [interpreter, "-I", "-c", _SCRIPT, json.dumps(options)],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=max(0.1, seconds),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             pass_fds=[file.stream.fileno() for file in files],
             cwd="/",
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", **threads},
-            check=False,
             **as_owner,
         )
+        with process:
+            try:
+                output = process.communicate(timeout=max(0.1, seconds))[0]
+            finally:
+                process.kill()
     except subprocess.TimeoutExpired:
         _unknown(seen, f"faiss did not end within {seconds:g} s; allow more time, or look with depth quick")
         return None
     except OSError as error:
         _unknown(seen, f"{interpreter} cannot be run: {error.strerror}; correct python")
         return None
-    last = done.stdout.decode("utf-8", "replace").rstrip().rpartition("\n")[2]
+    last = output.decode("utf-8", "replace").rstrip().rpartition("\n")[2]
     try:
         return t.cast("dict[str, t.Any]", dict(json.loads(last)))
     except (ValueError, TypeError):
-        why = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+        status = process.returncode
+        why = f"signal {-status}" if status < 0 else f"status {status}"
         _unknown(seen, f"{interpreter} ended with {why} when it read {files[0].name}; try it by hand")
         return None
 

@@ -51,7 +51,7 @@ WAY_OUT = "restore it from a backup, or build it anew"
 
 # The header that all indexes of float vectors have: type, dimension, how many, two reserved, trained, metric.
 _HEADER = struct.Struct("<4siqqq?i")
-_INNER = _HEADER.size
+_INNER = struct.calcsize("<4siqqq?i")
 _BEFORE_VECTORS = 2 * _INNER + 8
 _METRICS = {0: "inner product", 1: "L2"}
 _TYPE = (b"IxM2", b"IxFI")

@@ -168,7 +168,11 @@ def text_of(value: t.Any) -> str:
         return ""
     try:
         # Most are numbers, and this is the quicker way.
-        return str(value) if type(value) is int else json.dumps(value, ensure_ascii=False)
+        return (
+            str(value)
+            if isinstance(value, int) and not isinstance(value, bool)
+            else json.dumps(value, ensure_ascii=False)
+        )
     except (ValueError, RecursionError):
         return "(too deep or too large to be shown)"
 

@@ -358,4 +358,4 @@ def _same(one: t.Any, other: t.Any) -> bool:
         return len(one) == len(other) and all(key in other and _same(value, other[key]) for key, value in one.items())
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other or (one != one and other != other))  # noqa: PLR0124 - not a number
+    return one == other or (isinstance(one, float) and math.isnan(one) and math.isnan(other))

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a diagnosis costs, beside a ping and beside the runbook's own commands as shell tasks:  make bench
 
-Three playbooks run in turn against one lab, whole processes timed from outside: a diagnosis with one scrape, a play
-with one ansible.builtin.ping, and the commands of both runbooks' latency sections, one shell task each. The ratios are
-taken within each round, so that a machine that slows down slows all three; quoted is their median. It is no test.
+Four playbooks run in turn against one lab, whole processes timed from outside: a diagnosis with one scrape, a play
+with one ansible.builtin.ping, the commands of both runbooks' latency sections, one shell task each, and the triage,
+which looks at what a dozen runbooks look at. The ratios are taken within each round, so that a machine that slows down
+slows all of them; quoted is their median. It is no test.
 """
 
 from __future__ import annotations
@@ -98,8 +99,13 @@ def measure(directory: Path, rounds: int) -> None:
         )
     )
     playbook = [BIN / "ansible-playbook", "-i", directory / "lab/inventory.yml"]
-    diagnose = [ROOT / "playbooks/high_latency.yml", "--tags", "diagnose", "-e", "runbook_sample_seconds=0"]
-    subjects = {"diagnosis": diagnose, "ping": [ping], "shell tasks": [shell]}
+    how = ["--tags", "diagnose", "-e", "runbook_sample_seconds=0"]
+    subjects = {
+        "diagnosis": [ROOT / "playbooks/high_latency.yml", *how],
+        "ping": [ping],
+        "shell tasks": [shell],
+        "triage": [ROOT / "playbooks/triage.yml", *how],
+    }
     times: dict[str, list[float]] = {name: [] for name in subjects}
     for number in range(rounds + 1):
         for name, words in subjects.items():
@@ -116,6 +122,8 @@ def measure(directory: Path, rounds: int) -> None:
             f"diagnosis / {name}: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}"
             f"  (wanted: at most {wanted})"
         )
+    ratios = [one / other for one, other in zip(times["triage"], times["diagnosis"])]
+    print(f"triage / diagnosis: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
 
 
 if __name__ == "__main__":

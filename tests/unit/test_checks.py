@@ -56,6 +56,8 @@ def test_types_and_defaults():
         "absent": [404],
         "headers": {},
         "secret_headers": {},
+        "body": None,
+        "timeout": None,
         "validate_certs": True,
         "ca_path": None,
         "when": True,

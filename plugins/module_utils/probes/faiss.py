@@ -102,8 +102,8 @@ def _state(seen: faiss_index.Seen, value: str) -> dict[str, t.Any]:
         if seen["ntotal"] is None:
             raise NoAnswer(said[0] if said else f"{seen['path']} does not say how many vectors it has.", "no data")
         return {"value": seen["ntotal"], "evidence": evidence}
-    if seen["state"] == "unknown":
-        raise NoAnswer(f"{seen['path']} cannot be judged: {'; '.join(seen['limits'])}.", "no data")
+    if seen["state"] in ("unknown", "unknown_type"):
+        raise NoAnswer(f"{seen['path']} cannot be judged: {'; '.join(said).rstrip('.')}.", "no data")
     note = "; ".join(one.rstrip(".") for one in said)
     if value == "sound":
         # What needs the index, such as a restart, requires this.

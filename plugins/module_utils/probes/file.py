@@ -144,7 +144,8 @@ def _chosen(context: Context, source: t.Mapping[str, t.Any]) -> tuple[str, str, 
         first = first or (text, path, status)
         if status is not None:
             return text, path, status
-    assert first is not None, "validated"  # noqa: S101
+    if first is None:
+        raise NoAnswer("No path is given.", "no data")
     return first
 
 

@@ -156,8 +156,16 @@ class _Reading:
             age, why = None, str(error).rstrip(".")
         if age is None:
             self.notes.append(f"{why}, so when it was started is not known, and all lines count")
+            return
         # The lines may have been read by another check, a moment ago.
-        elif self._shorten(age - (time.time() - self.lines.now) - warm_up, "since it was started"):
+        left = age - (time.time() - self.lines.now)
+        if warm_up and left < self.seconds:
+            # It warms up with the first that it has to do, whenever that comes.
+            first = min(
+                (moment for moment, _fields in self.lines.found if moment > self.lines.now - left), default=None
+            )
+            left = (left if first is None else self.lines.now - first) - warm_up
+        if self._shorten(left, "since it was started"):
             warmed = f"its warm-up of {warm_up:g} s" if warm_up else "that"
             self.silent = f"it was started {age:.0f} s ago, and no line is younger than {warmed}"
 

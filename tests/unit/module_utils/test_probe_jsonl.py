@@ -180,7 +180,7 @@ def test_no_file(tmp_path):
     [
         ([], "has no line with a time in timestamp"),
         (["{}", "x"], "has no line with a time in timestamp"),
-        ([line(7200)], "has no line within 300 s; its newest is 2 h old"),
+        ([line(7200)], "has no line within 300 s; its newest is 2"),
         ([line(-7200)], "; 1 lines have a time to come, so a clock or a time zone is wrong"),
     ],
 )
@@ -279,6 +279,18 @@ def test_since_start(server, write):
     warming = look("jsonl", **named, since_start=True, warm_up=60.0, value="ranking", by="endpoint")
     assert (warming["value"], warming["samples"]) == (None, 0)
     assert warming["note"].endswith(" s ago, and no line is younger than its warm-up of 60 s")
+
+
+def test_warm_up_begins_with_the_first_line(server, write):
+    """A service that nobody has asked anything yet has not warmed up, however long ago it was started."""
+    time.sleep(2.1)
+    first = line(0.6, latency_ms=6000)
+    write(line(100), first, *(line(0.05, latency_ms=10) for _number in range(4)))
+    named = {"path": "slo_metrics.jsonl", "port": server, "since_start": True}
+    assert look("jsonl", **named)["samples"] == 5
+    seen = look("jsonl", **named, warm_up=0.4)
+    assert (seen["samples"], seen["evidence"]["window"]) == (4, "0 s: since it was started")
+    assert look("jsonl", **named, warm_up=1.5)["samples"] == 0
 
 
 def test_since_a_start_that_is_not_known(write):
