@@ -4,10 +4,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
-import subprocess
 import sys
 import typing as t
 
@@ -136,23 +136,16 @@ def _ask(
         # The interpreter, and what a pickle runs, are the service's.
         as_owner = {"user": about.st_uid, "group": about.st_gid, "extra_groups": []}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    command = [interpreter, "-I", "-c", _SCRIPT, json.dumps(options)]
+    more = {
+        "pass_fds": [file.stream.fileno() for file in files],
+        "cwd": "/",
+        "env": {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", **threads},
+        **as_owner,
+    }
     try:
-        process = subprocess.Popen(
-            [interpreter, "-I", "-c", _SCRIPT, json.dumps(options)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[file.stream.fileno() for file in files],
-            cwd="/",
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", **threads},
-            **as_owner,
-        )
-        with process:
-            try:
-                output = process.communicate(timeout=max(0.1, seconds))[0]
-            finally:
-                process.kill()
-    except subprocess.TimeoutExpired:
+        output, status = asyncio.run(_run(command, more, max(0.1, seconds)))
+    except asyncio.TimeoutError:
         _unknown(seen, f"faiss did not end within {seconds:g} s; allow more time, or look with depth quick")
         return None
     except OSError as error:
@@ -162,10 +155,24 @@ def _ask(
     try:
         return t.cast("dict[str, t.Any]", dict(json.loads(last)))
     except (ValueError, TypeError):
-        status = process.returncode
         why = f"signal {-status}" if status < 0 else f"status {status}"
         _unknown(seen, f"{interpreter} ended with {why} when it read {files[0].name}; try it by hand")
         return None
+
+
+async def _run(command: list[str], options: dict[str, t.Any], seconds: float) -> tuple[bytes, int]:
+    """What a process writes within its time, and its status; a module's run_command knows no time limit."""
+    quiet = asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=quiet, stdout=asyncio.subprocess.PIPE, stderr=quiet, **options
+    )
+    try:
+        output, _errors = await asyncio.wait_for(process.communicate(), seconds)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return output, process.returncode or 0
 
 
 def _unknown(seen: Seen, why: str) -> None:

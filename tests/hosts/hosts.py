@@ -233,7 +233,7 @@ def requirements() -> str:
     lines += [line for line in target.splitlines() if line.startswith("zstandard")]
     # Pip asks a condition of the Python that it runs with, and these are for another one.
     python = {"python_version": RELEASE_PYTHON, "python_full_version": f"{RELEASE_PYTHON}.0"}
-    wanted = [(name, condition) for name, _, condition in (line.partition(" ; ") for line in lines)]
+    wanted = [(name, condition) for name, _separator, condition in (line.partition(" ; ") for line in lines)]
     return "".join(f"{name}\n" for name, condition in wanted if not condition or Marker(condition).evaluate(python))
 
 

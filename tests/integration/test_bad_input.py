@@ -78,7 +78,7 @@ def test_uncovered_hosts_are_one_line(lab: RunningLab, tmp_path: Path) -> None:
     where = inventory(tmp_path, {"vritti-1": host(lab), "db-1": LOCAL, "db-2": LOCAL}, vritti=["vritti-1"])
     run = diagnose(tmp_path, where)
     assert run.status == 0
-    assert run.output.count("high_latency leaves out db-1, db-2, in no group that it covers (vritti).") == 1
+    assert run.output.count("high_latency leaves out db-1, db-2, in no group that it covers (vritti, wp_chat).") == 1
     assert run.diagnosis("vritti-1")["status"] == "healthy"
 
 
