@@ -163,7 +163,7 @@ def state_of(folder):
     """Every file below a folder, with what is in it, its times and its mode."""
     found = {}
     for name in sorted(Path(folder).rglob("*")):
-        about = name.stat()
+        about = name.lstat()
         content = hashlib.sha256(name.read_bytes()).hexdigest() if name.is_file() else None
         found[str(name)] = (content, about.st_mtime_ns, about.st_mode, about.st_ino)
     return found

@@ -137,8 +137,10 @@ class TestStates:
         assert look(path)["state"] == "corrupt"
 
     def test_folder(self, tmp_path):
+        folder = tmp_path / "folder"
+        folder.mkdir()
         with pytest.raises(NoAnswer, match="is no regular file"):
-            look(tmp_path)
+            look(folder)
 
     def test_foreign_keys(self, tmp_path):
         path = make(tmp_path / "a.db")
