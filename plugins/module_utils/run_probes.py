@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import typing as t
@@ -24,9 +23,7 @@ def one_look(context: Context, source: t.Mapping[str, t.Any], check: t.Mapping[s
     try:
         if source.get("problem"):
             raise NoAnswer(source["problem"], "secret")
-        # Several checks may look at the same; what differs is how it is judged.
-        key = ("look", json.dumps(source, sort_keys=True, default=str), check.get("min_samples") or 0)
-        result.update(context.once(key, lambda: PROBES[source["probe"]].look(context, source, check)))
+        result.update(PROBES[source["probe"]].look(context, source, check))
     except Absent as absent:
         result.update(outcome="absent", note=str(absent))
     except NoAnswer as error:
